@@ -1,0 +1,70 @@
+# make demo   train a small KOSMOS-1 on this machine and see what it reads
+# make test   the fast tests; test-slow the others; test-all both
+# make bench  compare with transformers' Kosmos-2 in PyTorch
+# make lint   ruff
+#
+# Each makes .venv first, if need be. Another interpreter: make PYTHON=python3.12 demo
+#
+# The tests compare with PyTorch. On Linux, pip takes PyTorch's CUDA build (3 GB more) unless PIP_EXTRA_INDEX_URL or
+# PIP_FIND_LINKS shows it the CPU build.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install
+SHELL := /bin/bash
+
+.PHONY: .venv demo test test-slow test-all bench lint
+.DELETE_ON_ERROR:
+
+.venv: $(VENV)/has-demo $(VENV)/has-test
+
+demo: $(VENV)/has-demo
+	$(BIN)/kosmos train --config configs/demo.py --workdir out/demo
+	$(BIN)/kosmos eval --checkpoint out/demo
+
+test: $(VENV)/has-test
+	$(BIN)/python -m pytest
+
+# Status 5: no test has the mark.
+test-slow: $(VENV)/has-test
+	$(BIN)/python -m pytest -m "slow and not gpu and not tpu" || [ $$? = 5 ]
+
+test-all: test test-slow
+
+bench: $(VENV)/has-test
+	$(BIN)/python benchmarks/cpu.py
+	$(BIN)/python benchmarks/input_pipeline.py
+
+lint: $(VENV)/has-test
+	$(BIN)/ruff check .
+
+# What is installed, as empty files: they are made anew when setup.py changes.
+$(VENV)/has-demo: setup.py $(BIN)/pip-works
+	$(PIP) -e '.[demo]'
+	@touch $@
+
+# torchscale, the released decoder, asks for old releases of packages that its decoder does not use: hence --no-deps.
+$(VENV)/has-test: setup.py $(BIN)/pip-works
+	$(PIP) -e '.[demo,test]'
+	$(PIP) --no-deps torchscale==0.3.0
+	@touch $@ $(VENV)/has-demo
+
+# Debian's python3 has no ensurepip unless python3-venv is installed; then a pip or virtualenv from elsewhere will do.
+$(BIN)/pip-works:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null || { \
+	    echo "Python 3.11, 3.12 or 3.13 is needed; $(PYTHON) says: $$($(PYTHON) --version 2>&1 | tail -n 1)" >&2; \
+	    echo "Name another one: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; \
+	    exit 1; }
+	@if $(BIN)/python -m pip --version >/dev/null 2>&1; then :; \
+	elif $(PYTHON) -m venv --clear $(VENV) >/dev/null 2>&1; then :; \
+	elif $(PYTHON) -m pip --version >/dev/null 2>&1 \
+	    && $(PYTHON) -m venv --clear --without-pip $(VENV) \
+	    && $(PYTHON) -m pip --python $(BIN)/python install pip; then :; \
+	elif command -v virtualenv >/dev/null && virtualenv --clear --python "$$(command -v $(PYTHON))" $(VENV); then :; \
+	else \
+	    echo "$(PYTHON) cannot make a virtual environment: it comes without ensurepip and without pip. Install it:" >&2; \
+	    echo "    sudo apt-get install python3-venv" >&2; \
+	    exit 1; \
+	fi
+	@touch $@

@@ -1,0 +1,38 @@
+"""A small KOSMOS-1 on data that is in the Python packages already: `make demo`, minutes on two CPU cores."""
+
+from configs import kosmos1
+
+
+def get_config():
+    config = kosmos1.get_config()
+    config.name = "demo"
+
+    model = config.model
+    model.dtype, model.remat = "float32", "none"
+    model.text.update(width=192, layers=4, heads=6, ffn=768, vocab_size=1007, dropout=0.0, attention_dropout=0.0)
+    model.vision.update(image_size=32, patch_size=8, width=96, layers=3, heads=4, ffn=384)
+    model.connector.update(tokens=8, heads=6, dropout=0.0)
+
+    data = config.data
+    data.update(seq_len=256, batch_rows=16, max_skipped=0, decode_threads=2)
+    data.tokenizer.update(path="", vocab_size=1000)
+    augment = dict(crop_scale=(0.85, 1.0), rotate=10.0)
+    data.sources = dict(
+        text=dict(kind="pydoc", share=0.25, images_per_row=0),
+        captions=dict(kind="digits", share=0.25, images_per_row=14, augment=augment),
+        interleaved=dict(kind="digit_documents", share=0.5, images_per_row=18, augment=dict(augment)),
+    )
+
+    config.training.update(
+        steps=1500,
+        eval_every=250,
+        eval_batches=4,
+        checkpoint_every=250,
+        keep_last=2,
+        keep_every=0,
+        loss_chunk=0,
+        frozen=(),  # CLIP's weights are not there: all of it learns
+    )
+    config.training.optimizer.update(learning_rate=1.5e-3, warmup_steps=100)
+    config.evaluation.update(tasks=("caption", "sum", "few_shot", "perplexity"), examples=300)
+    return config

@@ -1,0 +1,8 @@
+"""From data on disk to packed batches, in this order:
+
+    sources -> documents -> tokenizer -> plan -> mixture -> pipeline
+
+The whole state of the pipeline is the number of the step: the global batch of step N is a pure function of
+(config, seed, N). TensorFlow is imported only when data is read (`pipeline`, `tfds_source`); documents, the tokenizer
+and the image code come without it, because inference uses them too.
+"""

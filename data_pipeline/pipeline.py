@@ -1,0 +1,143 @@
+"""Batches ahead of time: tf.data runs `Mixture.batch` for the next steps while the current one computes."""
+
+import atexit
+import collections
+import json
+import logging
+import os
+import threading
+import time
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_pipeline.documents import DataError
+from data_pipeline.mixture import Mixture, too_many_skipped
+from data_pipeline.sources import make_source
+from data_pipeline.tensorflow_alone import tensorflow
+from data_pipeline.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
+TEXT_ARRAYS = ("tokens", "targets", "segment_ids", "positions", "slots", "row_source")
+DTYPES = dict.fromkeys(TEXT_ARRAYS, np.int32) | {"images": np.uint8}
+TRAINING_CHARACTERS = 20_000_000
+
+
+def batches(
+    mixture: Mixture,
+    first_step: int,
+    last_step: int | None = None,
+    rows: slice = slice(None),
+    images: slice = slice(None),
+) -> Iterator[tuple[int, dict[str, np.ndarray], dict[str, Any]]]:
+    """Yields (step, arrays, stats) for first_step, first_step + 1, ... up to but without last_step.
+
+    Starting at step N costs what starting at 0 does: nothing is skipped over, nor shuffled in a buffer. Up to
+    `data.decode_threads` steps are read at the same time and `data.prefetch` more wait; the order is kept.
+
+    Args:
+      rows, images: the part of each microbatch that this process holds, see `Mixture.batch`.
+
+    Yields:
+      stats: text_fill, image_fill, and skipped: how many documents of this batch were blanked, by "source/kind".
+
+    Raises:
+      DataError: more than `data.max_skipped` different records could not be read.
+    """
+    stream = _batches(mixture, first_step, last_step, rows, images)
+    _unfinished.add(stream)
+    return stream
+
+
+_unfinished: weakref.WeakSet = weakref.WeakSet()
+_interpreter_ends = threading.Event()
+
+
+@atexit.register
+def _close_unfinished():
+    # TensorFlow waits for its threads when the interpreter ends, and they would wait for the interpreter: for ever.
+    _interpreter_ends.set()
+    for stream in list(_unfinished):
+        while stream.gi_frame is not None:
+            try:
+                stream.close()
+            except ValueError:  # another thread is just taking a batch, and will find that this was the last
+                time.sleep(0.01)
+
+
+def _batches(mixture, first_step, last_step, rows, images):
+    tf = tensorflow()
+    data, failures = mixture.config.data, {}
+
+    def load(step: np.int64):
+        # A Python error inside a graph would reach the user as a page of TensorFlow; it is carried round it instead.
+        try:
+            arrays, stats = mixture.batch(int(step), rows, images)
+        except Exception as error:
+            failures[int(step)] = error
+            arrays, stats = {name: np.zeros(0, dtype) for name, dtype in DTYPES.items()}, {}
+        return [np.int64(step), json.dumps(stats), *(arrays[name] for name in DTYPES)]
+
+    types = [tf.int64, tf.string, *(tf.as_dtype(dtype) for dtype in DTYPES.values())]
+    stop = np.iinfo(np.int64).max if last_step is None else last_step
+    dataset = tf.data.Dataset.range(first_step, stop)
+    dataset = dataset.map(
+        tf.autograph.experimental.do_not_convert(lambda step: tf.numpy_function(load, [step], types)),
+        num_parallel_calls=data.decode_threads,
+        deterministic=True,
+    ).prefetch(data.prefetch)
+    options = tf.data.Options()
+    options.threading.private_threadpool_size = data.decode_threads
+    options.experimental_optimization.inject_prefetch = False
+    bad, last = {}, ""
+    for step, stats, *values in dataset.with_options(options).as_numpy_iterator():
+        if _interpreter_ends.is_set():
+            return
+        if int(step) in failures:
+            raise failures[int(step)]
+        stats = json.loads(stats)
+        for source, kind, where, message in stats["skipped"]:
+            if where not in bad:
+                log.warning("skipped: %s", message)
+            bad[where], last = f"{source}/{kind}", message
+        stats["skipped"] = dict(collections.Counter(f"{source}/{kind}" for source, kind, _, _ in stats["skipped"]))
+        total = mixture.skipped + collections.Counter(bad.values())
+        if total.total() > data.max_skipped:
+            raise DataError(too_many_skipped(total, data.max_skipped, last))
+        yield int(step), dict(zip(DTYPES, values, strict=True)), stats
+
+
+def make_tokenizer(config: Any, cache: str | Path) -> Tokenizer:
+    """The tokenizer of `config.data.tokenizer`: read from its path, or trained on the text of the training split.
+
+    A trained one is kept in `cache`, under what it was trained on.
+    """
+    settings, sources = config.data.tokenizer, config.data.sources
+    if settings.path:
+        return Tokenizer.load(settings.path, settings.kosmos2_tags)
+    opened = [make_source(sources[name], "train") for name in sorted(sources)]
+    key = "-".join(["tokenizer", str(settings.vocab_size), *(source.fingerprint for source in opened)])
+    file = Path(cache) / f"{key}.model"
+    if not file.is_file():
+        texts = (text for source in opened for text in _texts(source))
+        trained = Tokenizer.train(texts, settings.vocab_size)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary = file.with_suffix(f".{os.getpid()}")
+        trained.save(temporary)
+        os.replace(temporary, file)
+    return Tokenizer.load(file, settings.kosmos2_tags)
+
+
+def _texts(source) -> Iterator[str]:
+    """Text of documents in order, up to `TRAINING_CHARACTERS`: enough for any vocabulary that is trained here."""
+    characters = 0
+    for i in range(len(source)):
+        for segment in source[i].segments:
+            if isinstance(segment, str):
+                yield segment
+                characters += len(segment)
+        if characters > TRAINING_CHARACTERS:
+            return

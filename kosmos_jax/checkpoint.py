@@ -1,0 +1,194 @@
+"""Checkpoints: asynchronous, sharded, and whole: weights, optimizer, step, data state, config and tokenizer in one.
+
+A step's folder holds these Orbax items:
+
+    params    path -> array: what inference, evaluation and export read
+    average   the moving average of the weights, when training.ema_decay is set; inference then prefers it
+    training  optimizer state and counters: what resuming needs besides
+    run       JSON: config, tokenizer, the data pipeline's few integers, versions
+
+It restores onto any mesh: shapes and shardings come from the caller, each process reads only its own bytes.
+"""
+
+import base64
+import logging
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import orbax.checkpoint as ocp
+from ml_collections import ConfigDict
+
+from data_pipeline.tokenizer import Tokenizer
+from kosmos_jax.config import from_json, to_json
+from kosmos_jax.errors import UserError
+
+log = logging.getLogger(__name__)
+ITEMS = ("params", "average", "training", "run")
+
+
+def make_manager(workdir, keep_last=None, keep_every=None) -> ocp.CheckpointManager:
+    """Orbax's manager of `workdir`/checkpoints: saves in the background, keeps the last few and every K-th."""
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=keep_last or None,
+        keep_period=keep_every or None,
+        enable_async_checkpointing=True,
+        cleanup_tmp_directories=True,
+    )
+    return ocp.CheckpointManager(Path(workdir).absolute() / "checkpoints", options=options, item_names=ITEMS)
+
+
+def run_record(config, tokenizer, data_state: dict) -> dict:
+    """The `run` item."""
+    return {
+        "config": to_json(config),
+        "tokenizer": base64.b64encode(tokenizer.model_bytes).decode(),
+        "data": data_state,
+        "jax": jax.__version__,
+    }
+
+
+def _training_part(state) -> dict:
+    fields = ("step", "optimizer", "skipped", "skipped_in_row", "typical_norm")
+    return {name: getattr(state, name) for name in fields}
+
+
+def save(manager, state, run: dict) -> None:
+    """Starts to save `state` under its step; returns once the arrays are copied to the host."""
+    items = {
+        "params": ocp.args.StandardSave(state.parameters),
+        "training": ocp.args.StandardSave(_training_part(state)),
+        "run": ocp.args.JsonSave(run),
+    }
+    if state.average:
+        items["average"] = ocp.args.StandardSave(state.average)
+    manager.save(int(state.step), args=ocp.args.Composite(**items), force=True)
+
+
+def _abstract(tree, shardings):
+    return jax.tree.map(lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), tree, shardings)
+
+
+def resume(manager, abstract_state, shardings):
+    """The newest state that can be read whole, or None when there is no checkpoint.
+
+    A checkpoint that cannot be read (a disk filled up, a file was cut short) is set aside under another name, loudly,
+    and the one before it is taken: losing some steps beats losing the run.
+
+    Args:
+      manager: see `make_manager`.
+      abstract_state: TrainState of ShapeDtypeStruct.
+      shardings: TrainState of NamedSharding.
+
+    Returns:
+      (state, run record), or None.
+
+    Raises:
+      UserError: there are checkpoints and none can be read.
+    """
+    wanted = _abstract(abstract_state, shardings)
+    steps = sorted(manager.all_steps(), reverse=True)
+    for step in steps:
+        try:
+            args = {
+                "params": ocp.args.StandardRestore(wanted.parameters),
+                "training": ocp.args.StandardRestore(_training_part(wanted)),
+                "run": ocp.args.JsonRestore(),
+            }
+            if wanted.average:
+                args["average"] = ocp.args.StandardRestore(wanted.average)
+            found = manager.restore(step, args=ocp.args.Composite(**args))
+        except Exception as error:  # noqa: BLE001  Orbax raises many kinds; any of them means: not this one.
+            folder = Path(manager.directory) / str(step)
+            aside = folder.with_name(f"unreadable-{step}")
+            log.error("CHECKPOINT %s CANNOT BE READ, it is set aside as %s: %s", folder, aside.name, _first_line(error))
+            if jax.process_index() == 0:
+                folder.rename(aside)
+            manager.reload()
+            continue
+        params = found["params"]
+        trainable = {path: params[path] for path in abstract_state.trainable}
+        frozen = {path: params[path] for path in abstract_state.frozen}
+        average = found["average"] if wanted.average else {}
+        return type(abstract_state)(trainable=trainable, frozen=frozen, average=average, **found["training"]), found["run"]
+    if steps:
+        raise UserError(f"{manager.directory}: none of the checkpoints {steps} can be read; start in another --workdir")
+    return None
+
+
+def _first_line(error) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What inference needs of a checkpoint.
+
+    Attributes:
+      config: the config of the run that made it.
+      tokenizer: its tokenizer.
+      params: path -> array; the moving average where there is one.
+      step: updates done.
+      directory: the step's folder.
+    """
+
+    config: ConfigDict
+    tokenizer: Tokenizer
+    params: dict[str, jax.Array]
+    step: int
+    directory: Path
+
+
+def step_directory(path) -> Path:
+    """The folder of one step, given it, a `checkpoints` folder (the newest step) or a workdir.
+
+    Raises:
+      UserError: there is nothing of the kind.
+    """
+    path = Path(path).absolute()
+    if not path.is_dir():
+        siblings = sorted(p.name for p in path.parent.iterdir() if p.is_dir()) if path.parent.is_dir() else []
+        raise UserError(f"--checkpoint {path}: no such folder; beside it there is {', '.join(siblings) or 'nothing'}")
+    if (path / "params").is_dir():
+        return path
+    folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    steps = [int(p.name) for p in folder.iterdir() if re.fullmatch(r"\d+", p.name) and (p / "params").is_dir()]
+    if not steps:
+        raise UserError(f"--checkpoint {path}: no checkpoint in it; give a workdir, its checkpoints/, or one step's folder")
+    return folder / str(max(steps))
+
+
+def restore(path, shardings_of=None) -> Restored:
+    """Reads weights, config and tokenizer of a checkpoint.
+
+    Args:
+      path: see `step_directory`.
+      shardings_of: function from (config, path -> ShapeDtypeStruct) to path -> Sharding; None puts all on one device.
+
+    Raises:
+      UserError: nothing there, or unreadable.
+    """
+    from kosmos_jax.model import abstract_model
+
+    directory = step_directory(path)
+    try:
+        run = ocp.CheckpointManager(directory.parent, item_names=ITEMS).restore(
+            int(directory.name), args=ocp.args.Composite(run=ocp.args.JsonRestore())
+        )["run"]
+        config = from_json(run["config"])
+        shapes = abstract_model(config.model)[1]
+        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        shardings = shardings_of(config, shapes) if shardings_of else {name: device for name in shapes}
+        with ocp.StandardCheckpointer() as checkpointer:
+            params = checkpointer.restore(directory / "params", _abstract(shapes, shardings))
+            if (directory / "average").is_dir():
+                averaged = [name for name in shapes if name in checkpointer.metadata(directory / "average").item_metadata]
+                wanted = {name: shapes[name] for name in averaged}
+                params |= checkpointer.restore(
+                    directory / "average", _abstract(wanted, {name: shardings[name] for name in averaged})
+                )
+    except (ValueError, OSError, KeyError) as error:
+        raise UserError(f"{directory} cannot be read as a checkpoint: {_first_line(error)}") from error
+    tokenizer = Tokenizer(base64.b64decode(run["tokenizer"]), kosmos2_tags=config.data.tokenizer.kosmos2_tags)
+    return Restored(config, tokenizer, params, int(directory.name), directory)

@@ -1,0 +1,171 @@
+"""The `kosmos` command: a table of verbs. Whatever is slow to import is imported by the verb that needs it."""
+
+import argparse
+import difflib
+import logging
+import os
+import sys
+from collections.abc import Callable
+from typing import NamedTuple
+
+from kosmos_jax.errors import UserError
+
+OVERRIDE = "--config."
+# As of a command that was mistyped, and of one that was interrupted from the keyboard.
+EXIT_USAGE, EXIT_INTERRUPTED = 2, 130
+
+
+def _train(args) -> int:
+    from kosmos_jax.config import load_config
+
+    # First of all: a mistyped key should not have to wait for JAX.
+    config = load_config(args.config, args.overrides)
+    from kosmos_jax.training.trainer import train
+
+    return train(config, args.workdir)
+
+
+def _train_arguments(parser):
+    parser.add_argument("--config", required=True, metavar="FILE", help="a Python file with get_config()")
+    parser.add_argument(
+        "--workdir", required=True, metavar="DIR", help="for checkpoints and metrics; resumed if it has any"
+    )
+
+
+def _generate(args) -> int:
+    from kosmos_jax.inference.command import generate
+
+    return generate(args)
+
+
+def _generate_arguments(parser):
+    add = parser.add_argument
+    add("--checkpoint", required=True, metavar="DIR", help="a workdir, its checkpoints/, or one step's folder")
+    add(
+        "--prompt", required=True, action="append", metavar="TEXT", help="text with <image:PATH> in it; may be repeated"
+    )
+    add("--max-new-tokens", type=int, default=64, metavar="N", help="default: 64")
+    add("--beams", type=int, default=1, metavar="N", help="width of the beam search; default: 1, none")
+    add("--temperature", type=float, default=0.0, metavar="T", help="default: 0, always the likeliest token")
+    add("--top-k", type=int, default=0, metavar="N", help="sample among the N likeliest tokens; default: 0, all")
+    add(
+        "--top-p",
+        type=float,
+        default=1.0,
+        metavar="P",
+        help="sample among the likeliest that hold a share P; default: 1",
+    )
+    add(
+        "--length-penalty",
+        type=float,
+        default=1.0,
+        metavar="X",
+        help="a beam's score is divided by length^X; default: 1",
+    )
+    add("--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be repeated")
+    add("--seed", type=int, default=0, metavar="N", help="of sampling; default: 0")
+    add("--json", action="store_true", help="print one JSON object for each prompt")
+
+
+def _evaluate(args) -> int:
+    from kosmos_jax.evaluation.command import evaluate
+
+    return evaluate(args)
+
+
+def _evaluate_arguments(parser):
+    add = parser.add_argument
+    add("--checkpoint", required=True, metavar="DIR", help="a workdir, its checkpoints/, or one step's folder")
+    add("--config", metavar="FILE", help="what to evaluate; default: the config inside the checkpoint")
+    add("--split", default="test", choices=("train", "validation", "test"), help="default: test")
+
+
+class Verb(NamedTuple):
+    summary: str
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int | None]
+    has_config: bool = False
+
+
+VERBS = {
+    "train": Verb("train a model, or go on with a run that was stopped", _train_arguments, _train, has_config=True),
+    "generate": Verb("continue prompts of text and images", _generate_arguments, _generate),
+    "eval": Verb("measure a checkpoint on held-out data", _evaluate_arguments, _evaluate, has_config=True),
+}
+
+
+def make_parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    """The parser of the whole command, and those of the verbs by name."""
+    parser = argparse.ArgumentParser(prog="kosmos", description="KOSMOS-1 for JAX.", allow_abbrev=False)
+    verbs = parser.add_subparsers(title="verbs", dest="verb", metavar="VERB")
+    parsers = {}
+    for name, verb in VERBS.items():
+        epilog = (
+            f"{OVERRIDE}section.key=value replaces a value of the config; may be repeated" if verb.has_config else None
+        )
+        parsers[name] = verbs.add_parser(
+            name, help=verb.summary, description=verb.summary, epilog=epilog, allow_abbrev=False
+        )
+        verb.add_arguments(parsers[name])
+    return parser, parsers
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """Arguments of a verb, and `overrides` if it has a config. Errors print the usage and leave with status 2."""
+    parser, parsers = make_parsers()
+    if not argv:
+        parser.print_help()
+        parser.exit(EXIT_USAGE)
+    # Taken out first: argparse would not keep a value with spaces together with its key.
+    overrides = [argument for argument in argv if argument.startswith(OVERRIDE)]
+    others = [argument for argument in argv if not argument.startswith(OVERRIDE)]
+    if argv[0] in VERBS:
+        _check_words(parsers[argv[0]], VERBS[argv[0]], overrides, others[1:])
+    elif not argv[0].startswith("-"):
+        parser.error(f"no verb {argv[0]!r}{_did_you_mean(argv[0], VERBS)}")
+    args = parser.parse_args(others)
+    args.overrides = overrides
+    return args
+
+
+def _check_words(parser, verb: Verb, overrides: list[str], others: list[str]):
+    """Finds mistyped flags before argparse does, which would complain of the flag that is missing instead."""
+    if overrides and not verb.has_config:
+        parser.error(f"this verb has no config, so {overrides[0]} means nothing to it")
+    for override in overrides:
+        if "=" not in override:
+            parser.error(f"{override} has no value; write {override}=VALUE, with an equals sign")
+    for word in others:
+        flag = word.partition("=")[0]
+        if flag.startswith("--") and flag not in parser._option_string_actions:
+            parser.error(f"unknown flag {flag}{_did_you_mean(flag, parser._option_string_actions)}")
+
+
+def _did_you_mean(word: str, words) -> str:
+    nearest = difflib.get_close_matches(word, list(words), n=1, cutoff=0.5)
+    return f"; did you mean {nearest[0]}?" if nearest else ""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one verb.
+
+    Returns:
+      The exit status: 0, 2 for what the user can put right, or what the verb says.
+    """
+    args = parse(sys.argv[1:] if argv is None else argv)
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
+    for package in ("kosmos_jax", "data_pipeline"):
+        logging.getLogger(package).setLevel(logging.INFO)
+    try:
+        return VERBS[args.verb].run(args) or 0
+    except (UserError, FileNotFoundError) as error:
+        if os.environ.get("KOSMOS_TRACEBACK"):
+            raise
+        print(f"kosmos {args.verb}: error: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

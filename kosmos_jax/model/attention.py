@@ -1,0 +1,79 @@
+"""The attention of all towers: causal over packed rows for the decoder, unmasked for vision and connector."""
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+
+from kosmos_jax.model.layers import dropout, layer_norm, linear
+
+
+def causal_mask(q_segments_BT, kv_segments_BS, q_positions_BT, kv_positions_BS):
+    """Who may look at whom: the same document, and not the future.
+
+    Two documents of three and two tokens in one row, then a place of padding:
+
+        segments   1 1 1 2 2 0         looks at     1 1 1 2 2 0
+        positions  0 1 2 0 1 0                   1  x . . . . .
+                                                 1  x x . . . .
+                                                 1  x x x . . .
+                                                 2  . . . x . .
+                                                 2  . . . x x .
+                                                 0  . . . . . x
+
+    Positions count within a document, so comparing them is the causal rule for a packed row and for a cache alike.
+    Padding looks at padding: its result is never used, and no row of the softmax is empty.
+
+    Returns:
+      bool[B, T, S].
+    """
+    same = q_segments_BT[:, :, None] == kv_segments_BS[:, None, :]
+    return same & (kv_positions_BS[:, None, :] <= q_positions_BT[:, :, None])
+
+
+def attend(q_BTHK, k_BSHK, v_BSHK, mask_BTS=None, *, dropout_rate=0.0, key=None):
+    """softmax(q k^T / sqrt(K)) v, the softmax in float32.
+
+    Args:
+      q_BTHK: float[B, T, H, K].
+      k_BSHK, v_BSHK: float[B, S, H, K].
+      mask_BTS: bool[B, T, S], True where a query may look; None for everywhere.
+      dropout_rate, key: dropout of the attention weights; no key, no dropout.
+
+    Returns:
+      float[B, T, H, K].
+    """
+    scores = jnp.einsum("bthk,bshk->bhts", q_BTHK, k_BSHK, preferred_element_type=jnp.float32)
+    scores = scores * q_BTHK.shape[-1] ** -0.5
+    if mask_BTS is not None:
+        scores = jnp.where(mask_BTS[:, None], scores, jnp.finfo(jnp.float32).min)
+    weights = dropout(jax.nn.softmax(scores, axis=-1), dropout_rate, key).astype(v_BSHK.dtype)
+    return jnp.einsum("bhts,bshk->bthk", weights, v_BSHK)
+
+
+class Attention(nnx.Module):
+    """Multi-head attention with biases; `inner_norm` is sub-LN's LayerNorm between the heads and the output."""
+
+    def __init__(self, width, heads, rngs, dtype, *, inner_norm=False, inits=None, use_bias=True):
+        inits = inits or {}
+        self.heads = heads
+        for name in ("query", "key", "value", "out"):
+            setattr(self, name, linear(width, width, rngs, dtype, use_bias=use_bias, **inits.get(name, {})))
+        self.inner_norm = layer_norm(width, rngs, dtype) if inner_norm else None
+
+    def project(self, x_BTD, kv_BSD=None):
+        """Queries of `x`, keys and values of `kv` (of `x` when None): float[B, T or S, H, K] each."""
+        kv_BSD = x_BTD if kv_BSD is None else kv_BSD
+        split = lambda y: rearrange(y, "b t (h k) -> b t h k", h=self.heads)  # noqa: E731
+        return split(self.query(x_BTD)), split(self.key(kv_BSD)), split(self.value(kv_BSD))
+
+    def output(self, heads_BTHK):
+        """float[B, T, H, K] -> float[B, T, D]."""
+        x_BTD = rearrange(heads_BTHK, "b t h k -> b t (h k)")
+        return self.out(x_BTD if self.inner_norm is None else self.inner_norm(x_BTD))
+
+    def __call__(self, x_BTD, kv_BSD=None, *, dropout_rate=0.0, key=None):
+        """Unmasked attention of `x` over `kv`."""
+        return self.output(attend(*self.project(x_BTD, kv_BSD), dropout_rate=dropout_rate, key=key))
+
+

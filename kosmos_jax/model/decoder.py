@@ -1,0 +1,143 @@
+"""The Magneto decoder: pre-LN with two more LayerNorms inside each layer (sub-LN), xPos on queries and keys."""
+
+import math
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from kosmos_jax.model.attention import Attention, attend, causal_mask
+from kosmos_jax.model.layers import dropout, gelu, layer_norm, linear, scan_layers, split_key, stack, uniform, unstack
+from kosmos_jax.model.positions import xpos
+
+
+class Cache(NamedTuple):
+    """Keys and values of what was already read.
+
+    A layer's arrays stand alone, heads before slots: a step of generation then writes its one slot in place and reads
+    the rest where it lies. Stacked over layers, or slots before heads, each step would first copy the whole cache.
+
+    Attributes:
+      k_BHSK, v_BHSK: for each layer float[B, H, S, K]; keys are rotated already.
+      segments_BS: int32[B, S]: 1 where a token stands, 0 where the slot is still empty or padding.
+      positions_BS: int32[B, S]: the token's position in its own row.
+    """
+
+    k_BHSK: tuple[jax.Array, ...]
+    v_BHSK: tuple[jax.Array, ...]
+    segments_BS: jax.Array
+    positions_BS: jax.Array
+
+
+def sub_ln_inits(config, fan_in: int):
+    """Initial values of the projections that sub-LN scales up (value, out, fc1, fc2), and of the others.
+
+    Magneto (arXiv 2210.06423) multiplies by sqrt(ln 2L) for a decoder of L layers. The released code
+    (torchscale/architecture/decoder.py) applies it to PyTorch's uniform default, kernel and bias; the paper's
+    pseudo-code to Xavier-normal kernels, with biases of zero.
+
+    Returns:
+      (scaled, plain): keyword arguments `kernel` and `bias` for `linear`.
+    """
+    gain = math.sqrt(math.log(2 * config.layers))
+    if config.init == "torchscale":
+        scaled = uniform(gain * fan_in**-0.5)
+        return dict(kernel=scaled, bias=scaled), {}
+    xavier = partial(jax.nn.initializers.variance_scaling, mode="fan_avg", distribution="normal")
+    zeros = jax.nn.initializers.zeros
+    return dict(kernel=xavier(gain**2), bias=zeros), dict(kernel=xavier(1.0), bias=zeros)
+
+
+class DecoderLayer(nnx.Module):
+    def __init__(self, config, rngs, dtype):
+        width, ffn = config.width, config.ffn
+        scaled, plain = sub_ln_inits(config, width)
+        inits = dict(query=plain, key=plain, value=scaled, out=scaled)
+        self.attention_norm = layer_norm(width, rngs, dtype)
+        self.attention = Attention(width, config.heads, rngs, dtype, inner_norm=True, inits=inits)
+        self.ffn_norm = layer_norm(width, rngs, dtype)
+        self.fc1 = linear(width, ffn, rngs, dtype, **scaled)
+        self.ffn_inner_norm = layer_norm(ffn, rngs, dtype)
+        self.fc2 = linear(ffn, width, rngs, dtype, **sub_ln_inits(config, ffn)[0])
+
+    def feed_forward(self, x_BTD):
+        return self.fc2(self.ffn_inner_norm(gelu(self.fc1(self.ffn_norm(x_BTD)))))
+
+
+class Decoder(nnx.Module):
+    """A stack of sub-LN layers and a final LayerNorm; embeddings and the output head belong to `Kosmos`."""
+
+    def __init__(self, config, rngs, dtype, constrain=lambda x, name: x):
+        self.config = config
+        self.dtype = dtype
+        self.constrain = constrain
+        self.layers = stack(lambda rngs: DecoderLayer(config, rngs, dtype), config.layers, rngs)
+        self.final_norm = layer_norm(config.width, rngs, dtype)
+
+    def rotated(self, layer, x_BTD, positions_BT):
+        """This layer's queries, keys and values; the first two rotated when the config asks for xPos."""
+        q, k, v = layer.attention.project(layer.attention_norm(x_BTD))
+        return (q, k, v) if self.config.positions == "sinusoidal" else (*xpos(q, k, positions_BT), v)
+
+    def __call__(self, x_BTD, segments_BT, positions_BT, *, key=None, remat="none", unroll=1):
+        """Reads whole rows at once: training, and scoring of given texts.
+
+        Args:
+          x_BTD: float[B, T, D], embedded tokens.
+          segments_BT: int32[B, T], which document a token belongs to; 0 is padding.
+          positions_BT: int32[B, T], 0 for a document's first token.
+          key: dropout key, or None.
+          remat, unroll: see `scan_layers`.
+
+        Returns:
+          float[B, T, D], after the final LayerNorm.
+        """
+        config = self.config
+        mask_BTS = causal_mask(segments_BT, segments_BT, positions_BT, positions_BT)
+
+        def call(layer, x_BTD, key):
+            weights_key, attention_key, ffn_key = split_key(key, 3)
+            q, k, v = self.rotated(layer, x_BTD, positions_BT)
+            heads = attend(q, k, v, mask_BTS, dropout_rate=config.attention_dropout, key=weights_key)
+            x_BTD = x_BTD + dropout(layer.attention.output(heads), config.dropout, attention_key)
+            x_BTD = x_BTD + dropout(layer.feed_forward(x_BTD), config.dropout, ffn_key)
+            return self.constrain(x_BTD, "act_btd")
+
+        return self.final_norm(scan_layers(self.layers, x_BTD, key=key, remat=remat, unroll=unroll, call=call))
+
+    def empty_cache(self, rows: int, length: int) -> Cache:
+        """A cache for `rows` rows of at most `length` tokens, nothing read yet."""
+        heads = self.config.heads
+        shape = (rows, heads, length, self.config.width // heads)
+        k_BHSK, v_BHSK = (tuple(jnp.zeros(shape, self.dtype) for _ in range(self.config.layers)) for _ in range(2))
+        return Cache(k_BHSK, v_BHSK, *(jnp.zeros((rows, length), jnp.int32) for _ in range(2)))
+
+    def extend(self, x_BTD, segments_BT, positions_BT, cache: Cache, start):
+        """Reads T more tokens after what the cache holds: a prompt (T large) or one generated token (T = 1).
+
+        Args:
+          x_BTD: float[B, T, D].
+          segments_BT: int32[B, T]: 1 for a token, 0 for padding.
+          positions_BT: int32[B, T]: each row counts its own tokens, so rows of different length need no alignment.
+          cache: what was read before.
+          start: int32[], the cache's slot of the first of the T tokens, the same for all rows.
+
+        Returns:
+          (float[B, T, D] after the final LayerNorm, the cache with the T tokens in it).
+        """
+        write = partial(jax.lax.dynamic_update_slice_in_dim, start_index=start)
+        segments_BS = write(cache.segments_BS, segments_BT, axis=1)
+        positions_BS = write(cache.positions_BS, positions_BT, axis=1)
+        mask_BTS = causal_mask(segments_BT, segments_BS, positions_BT, positions_BS)
+        layers = self.layers if isinstance(self.layers, nnx.List) else unstack(self.layers)
+        keys, values = [], []
+        for layer, k_BHSK, v_BHSK in zip(layers, cache.k_BHSK, cache.v_BHSK, strict=True):
+            q_BTHK, k_BTHK, v_BTHK = self.rotated(layer, x_BTD, positions_BT)
+            keys.append(write(k_BHSK, k_BTHK.swapaxes(1, 2), axis=2))
+            values.append(write(v_BHSK, v_BTHK.swapaxes(1, 2), axis=2))
+            heads_BTHK = attend(q_BTHK, keys[-1].swapaxes(1, 2), values[-1].swapaxes(1, 2), mask_BTS)
+            x_BTD = x_BTD + layer.attention.output(heads_BTHK)
+            x_BTD = x_BTD + layer.feed_forward(x_BTD)
+        return self.final_norm(x_BTD), Cache(tuple(keys), tuple(values), segments_BS, positions_BS)

@@ -1,0 +1,75 @@
+"""Where a token stands: xPos (the paper) and fairseq's sinusoids (what the released Kosmos-2 weights were trained with).
+
+The paper says xPos; no released code of the family runs it, see docs/fidelity.md. A config chooses "xpos",
+"sinusoidal" or "both".
+"""
+
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+
+SCALE_BASE = 512
+# fairseq counts positions from padding_idx + 1, and padding_idx is 1.
+SINUSOID_OFFSET = 2
+
+
+def xpos_tables(positions_BT, head_width: int):
+    """Cosine, sine and scale of xPos, as torchscale/component/xpos_relative_position.py.
+
+    With i = 0 .. K/2 - 1:  theta_i = 10000^(-2i/K),  zeta_i = (2i + 0.4 K) / (1.4 K),  scale = zeta_i^(n / 512).
+
+    torchscale counts n from the middle of the sequence; that constant cancels between query and key. Here n counts
+    from position 0 in the cache and in training alike, so that a key can be rotated once and kept.
+
+    Args:
+      positions_BT: int32[B, T].
+      head_width: K, even.
+
+    Returns:
+      Three float32[B, T, K/2].
+    """
+    pair = np.arange(0, head_width, 2, dtype=np.float64)
+    theta = 10000.0 ** (-pair / head_width)
+    zeta = (pair + 0.4 * head_width) / (1.4 * head_width)
+    n = positions_BT.astype(jnp.float32)[..., None]
+    angle = n * jnp.asarray(theta, jnp.float32)
+    scale = jnp.exp(n / SCALE_BASE * jnp.asarray(np.log(zeta), jnp.float32))
+    return jnp.cos(angle), jnp.sin(angle), scale
+
+
+def rotate(x_BTHK, cos_BTk, sin_BTk):
+    """Turns each adjacent pair (x_2i, x_2i+1) by its angle, in float32 (the scale spans four orders of magnitude)."""
+    even, odd = x_BTHK[..., 0::2].astype(jnp.float32), x_BTHK[..., 1::2].astype(jnp.float32)
+    cos, sin = cos_BTk[:, :, None], sin_BTk[:, :, None]
+    turned = jnp.stack([even * cos - odd * sin, odd * cos + even * sin], axis=-1)
+    return rearrange(turned, "b t h k two -> b t h (k two)").astype(x_BTHK.dtype)
+
+
+def xpos(q_BTHK, k_BTHK, positions_BT):
+    """Rotates queries and keys; a product of the two then holds zeta^((n - m) / 512) for positions n and m.
+
+    Args:
+      q_BTHK, k_BTHK: float[B, T, H, K], straight from their projections.
+      positions_BT: int32[B, T]; the same for both, since a cached key was rotated when it was written.
+
+    Returns:
+      The pair, same shapes and dtypes.
+    """
+    cos, sin, scale = xpos_tables(positions_BT, q_BTHK.shape[-1])
+    return rotate(q_BTHK, cos * scale, sin * scale), rotate(k_BTHK, cos / scale, sin / scale)
+
+
+def sinusoids(positions_BT, width: int):
+    """fairseq's SinusoidalPositionalEmbedding: the sines of all frequencies, then the cosines.
+
+    Args:
+      positions_BT: int32[B, T], 0 for the first token.
+      width: D, even.
+
+    Returns:
+      float32[B, T, D]: [sin(p w_i), cos(p w_i)] with w_i = 10000^(-i / (D/2 - 1)) and p = position + 2.
+    """
+    half = width // 2
+    frequency = np.exp(np.arange(half) * -(np.log(10000.0) / (half - 1)))
+    angle = (positions_BT + SINUSOID_OFFSET).astype(jnp.float32)[..., None] * jnp.asarray(frequency, jnp.float32)
+    return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)

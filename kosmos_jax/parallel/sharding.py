@@ -1,0 +1,116 @@
+"""One dataclass names every logical sharding; one table gives each parameter exactly one of the names."""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import jax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from kosmos_jax.errors import UserError
+from kosmos_jax.parallel.mesh import ROWS
+
+
+@dataclass(frozen=True)
+class Shardings:
+    """What each kind of array is split over; the suffix names its dimensions (legend: kosmos_jax/model)."""
+
+    # Parameters. Inputs of a matrix go over fsdp and outputs over tensor, or the reverse where its input is split.
+    embedding_vd: P = P("tensor", "fsdp")
+    widen_df: P = P("fsdp", "tensor")
+    narrow_fd: P = P("tensor", "fsdp")
+    split_f: P = P("tensor")
+    whole: P = P()
+    # Activations and batches. A is the axis of gradient accumulation.
+    act_btd: P = P(ROWS, "context", None)
+    images_nqd: P = P(ROWS, None, None)
+    rows_ab: P = P(None, ROWS)
+    rows_abt: P = P(None, ROWS, "context")
+    images_anhwc: P = P(None, ROWS)
+
+
+# A parameter's path and the name of its sharding; a stacked parameter (L first) has the same with L unsplit.
+PARAMETER_RULES = (
+    (r"embedding", "embedding_vd"),
+    (r".*/(query|key|value|fc1)/kernel", "widen_df"),
+    (r".*/(out|fc2)/kernel", "narrow_fd"),
+    (r".*/(query|key|value|fc1)/bias", "split_f"),
+    (r".*/(inner_norm|ffn_inner_norm)/(scale|bias)", "split_f"),
+    (r".*/(out|fc2|dense)/bias", "whole"),
+    (r".*/(dense|patch)/kernel", "widen_df"),
+    (r"vision/(class_token|positions)|connector/queries", "whole"),
+    (r".*/(attention_norm|ffn_norm|final_norm|features_norm|queries_norm|norm1|norm2)/(scale|bias)", "whole"),
+    (r"vision/(ln_pre|ln_post)/(scale|bias)", "whole"),
+)
+STACKED = re.compile(r"decoder/layers/.*|vision/(trunk|top)/.*|connector/layers/.*")
+
+
+def match_one(path: str, rules, what: str):
+    """The value of the one rule whose regular expression matches the whole path.
+
+    Raises:
+      UserError: no rule matches, or several do.
+    """
+    found = [(pattern, value) for pattern, value in rules if re.fullmatch(pattern, path)]
+    if len(found) != 1:
+        matches = ", ".join(repr(pattern) for pattern, _ in found) or "none"
+        raise UserError(f"parameter {path} must match exactly one {what} rule and matches: {matches}")
+    return found[0][1]
+
+
+def parameter_specs(shapes: Mapping[str, jax.ShapeDtypeStruct], mesh, shardings=None) -> dict[str, P]:
+    """The PartitionSpec of every parameter.
+
+    A dimension that its mesh axis does not divide stays whole; `assert_sharded` speaks up if that leaves much behind.
+    """
+    shardings = shardings or Shardings()
+    specs = {}
+    for path, leaf in shapes.items():
+        spec = getattr(shardings, match_one(path, PARAMETER_RULES, "sharding"))
+        spec = (None, *spec) if STACKED.fullmatch(path) else tuple(spec)
+        spec += (None,) * (len(leaf.shape) - len(spec))
+        specs[path] = P(*(axis if axis and size % mesh.shape[axis] == 0 else None for axis, size in zip(spec, leaf.shape)))
+    return specs
+
+
+def like_parameters(tree, specs: Mapping[str, P], mesh):
+    """Shardings for a tree that holds copies of the parameters (optimizer moments, averages) among scalars."""
+
+    def sharding(path, leaf):
+        names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey) and key.key in specs]
+        fits = names and len(specs[names[-1]]) == len(leaf.shape)
+        return NamedSharding(mesh, specs[names[-1]] if fits else P())
+
+    return jax.tree_util.tree_map_with_path(sharding, tree)
+
+
+def assert_sharded(tree, shardings, mesh, tolerance=0.02):
+    """Stops when an array that holds more than `tolerance` of all bytes would be whole on every device.
+
+    Raises:
+      UserError: naming the arrays; only where the mesh splits parameters at all.
+    """
+    if mesh.shape["fsdp"] * mesh.shape["tensor"] == 1:
+        return
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    sizes = [math.prod(leaf.shape) * leaf.dtype.itemsize for _, leaf in leaves]
+    whole = [
+        f"{jax.tree_util.keystr(path)} {leaf.shape} ({100 * size / sum(sizes):.1f}% of all bytes)"
+        for (path, leaf), size, sharding in zip(leaves, sizes, jax.tree.leaves(shardings))
+        if size > tolerance * sum(sizes) and sharding.is_fully_replicated
+    ]
+    if whole:
+        raise UserError(
+            f"on mesh {dict(mesh.shape)} these arrays would be copied whole to every device: {'; '.join(whole)}. "
+            "Choose mesh.fsdp and mesh.tensor that divide the model's widths"
+        )
+
+
+def constrain_with(mesh, shardings=None):
+    """A function for the model to pin an activation's sharding by name, e.g. constrain(x_BTD, "act_btd")."""
+    shardings = shardings or Shardings()
+    if mesh.size == 1:
+        return lambda x, name: x
+    return lambda x, name: jax.lax.with_sharding_constraint(x, NamedSharding(mesh, getattr(shardings, name)))

@@ -1,0 +1,1 @@
+"""From a config and a stream of batches to trained weights."""

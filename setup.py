@@ -1,0 +1,53 @@
+"""Everything about the package; settings of the tools are in pyproject.toml."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "kosmos_jax/__init__.py").read_text(), re.MULTILINE)[1]
+JAX = ">=0.10,<0.13"
+
+setup(
+    name="kosmos_jax",
+    version=VERSION,
+    description="KOSMOS-1, a language model that reads images, for JAX: training, inference, export to PyTorch",
+    long_description=(HERE / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    author="The kosmos_jax authors",
+    license="MIT",
+    python_requires=">=3.11",
+    packages=find_packages(
+        include=[
+            f"{name}{rest}" for name in ("kosmos_jax", "configs", "data_pipeline", "launch") for rest in ("", ".*")
+        ]
+    ),
+    entry_points={"console_scripts": ["kosmos=kosmos_jax.cli:main"]},
+    install_requires=[
+        f"jax{JAX}",
+        "flax>=0.12,<0.13",
+        "optax>=0.2.6,<0.3",
+        "orbax-checkpoint>=0.11.36,<0.13",
+        # TensorFlow only reads data here. The build without CUDA is half as large; it exists for Linux on x86-64 alone.
+        "tensorflow-cpu>=2.20,<2.22; sys_platform == 'linux' and platform_machine == 'x86_64'",
+        "tensorflow>=2.20,<2.22; sys_platform != 'linux' or platform_machine != 'x86_64'",
+        "tensorflow-datasets>=4.9.9,<5",
+        "sentencepiece>=0.2,<0.3",
+        "ml_collections>=1.1,<2",
+        "einops>=0.8,<0.9",
+        "numpy>=2,<3",
+        "pillow>=11",
+        "tqdm>=4.66,<5",
+        "tensorboardX>=2.6.2,<3",
+    ],
+    extras_require={
+        "demo": ["scikit-learn>=1.5,<2", "matplotlib>=3.9,<4"],
+        # The parity tests compare with these very versions of other people's code.
+        "test": ["pytest>=8,<10", "hypothesis>=6.100,<7", "ruff>=0.17,<0.18", "torch==2.13.0", "transformers>=5.23,<6"],
+        "torch": ["torch>=2.6", "transformers>=5.23,<6", "safetensors>=0.5"],
+        "tpu": [f"jax[tpu]{JAX}"],
+        "cuda": [f"jax[cuda13]{JAX}"],
+        "wandb": ["wandb>=0.20"],
+    },
+)

@@ -1,0 +1,15 @@
+"""Eight virtual CPU devices for every test: what holds on a mesh is tested on a mesh."""
+
+import os
+import tempfile
+
+import jax
+
+jax.config.update("jax_num_cpu_devices", 8)
+
+# Programs are compiled once a session: whole runs, started again and again, then cost seconds. Other processes that a
+# test starts find the same programs by the environment.
+_programs = tempfile.TemporaryDirectory()
+for name, value in (("compilation_cache_dir", _programs.name), ("persistent_cache_min_compile_time_secs", 0.5)):
+    jax.config.update(f"jax_{name}", value)
+    os.environ[f"JAX_{name.upper()}"] = str(value)

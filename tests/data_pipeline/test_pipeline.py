@@ -1,0 +1,140 @@
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from data_pipeline import builtin
+from data_pipeline import mixture as mixture_module
+from data_pipeline.documents import DataError
+from data_pipeline.mixture import Mixture
+from data_pipeline.pipeline import batches
+from tests.data_pipeline.demo_data import ListSource, demo_config, equal
+
+GOOD = builtin.digits("validation")[0][0]
+
+
+@pytest.fixture
+def captions_with(monkeypatch, tokenizer, tmp_path):
+    """A mixture of one source of captions, 40 good ones among the given documents."""
+
+    def make(*documents, **changes):
+        config = demo_config(data__batch_rows=2, **changes)
+        config.data.sources = {"captions": config.data.sources.captions}
+        many = [*documents, *((GOOD, f"The digit is {builtin.WORDS[i % 10]}.") for i in range(40))]
+        monkeypatch.setattr(mixture_module, "make_source", lambda *_: ListSource(many))
+        return Mixture(config, tokenizer, "validation", tmp_path)
+
+    return make
+
+
+def test_batches_are_the_mixture_s_in_order(tokenizer, cache):
+    mixture = Mixture(demo_config(), tokenizer, "train", cache)
+    got = list(batches(mixture, 0, 4))
+    assert [step for step, _, _ in got] == [0, 1, 2, 3]
+    for step, arrays, stats in got:
+        expected, expected_stats = mixture.batch(step)
+        assert equal(arrays, expected)
+        assert stats["text_fill"] == expected_stats["text_fill"]
+
+
+def test_restart_at_step_n_equals_never_stopping(tokenizer, cache):
+    never_stopped = list(batches(Mixture(demo_config(), tokenizer, "train", cache), 0, 5))
+    restarted = list(batches(Mixture(demo_config(), tokenizer, "train", cache), 3, 5))
+    assert [step for step, _, _ in restarted] == [3, 4]
+    for (_, a, _), (_, b, _) in zip(never_stopped[3:], restarted, strict=True):
+        assert equal(a, b)
+
+
+def test_without_a_last_step_it_goes_on_from_anywhere(tokenizer, cache):
+    stream = batches(Mixture(demo_config(), tokenizer, "train", cache), 10**9)
+    assert [next(stream)[0] for _ in range(2)] == [10**9, 10**9 + 1]
+
+
+def test_a_corrupt_image_blanks_its_document_and_nothing_else(captions_with, tokenizer):
+    bad = (b"not a picture", "The digit is nine.")
+    length, steps = 1 + 10 + len(tokenizer.encode(bad[1])) + 1, 6
+    with_bad, clean = [], []
+    for documents, out in (((bad,), with_bad), (((GOOD, "The digit is nine."),), clean)):
+        for _, arrays, stats in batches(captions_with(*documents), 0, steps):
+            out.append((arrays, stats))
+    assert sum(stats["skipped"].get("captions/image", 0) for _, stats in with_bad) >= 1
+    for (arrays, stats), (expected, _) in zip(with_bad, clean, strict=True):
+        if not stats["skipped"]:
+            assert equal(arrays, expected)
+            continue
+        blanked = (expected["segment_ids"] > 0).sum() - (arrays["segment_ids"] > 0).sum()
+        assert blanked == length * stats["skipped"]["captions/image"]
+        assert (arrays["targets"][arrays["segment_ids"] == 0] == -1).all()
+        assert (arrays["tokens"][arrays["segment_ids"] == 0] == 1).all()
+
+
+def test_corrupt_images_over_the_budget_stop_the_run_and_are_named(captions_with, caplog):
+    mixture = captions_with(
+        *((b"junk", f"The digit is {word}.") for word in ("one", "two", "three")), data__max_skipped=2
+    )
+    with pytest.raises(
+        DataError, match=r"3 records cannot be read \(captions/image: 3\), data.max_skipped is 2.*list\["
+    ):
+        list(batches(mixture, 0, 50))
+    assert "list[0] image 0: its 4 bytes are no image format" in caplog.text
+
+
+def test_the_same_corrupt_image_counts_once_against_the_budget(captions_with):
+    mixture = captions_with((b"junk", "The digit is one."), data__max_skipped=1)
+    skipped = [stats["skipped"] for _, _, stats in batches(mixture, 0, 30)]
+    assert sum(s.get("captions/image", 0) for s in skipped) > 1
+
+
+def test_a_corrupt_record_is_skipped_and_counted_when_indexing(captions_with, caplog):
+    mixture = captions_with("the disk ate it")
+    assert mixture.skipped == {"captions/record": 1}
+    assert "list[0]: the disk ate it" in caplog.text
+    tokens = [arrays["tokens"] for _, arrays, _ in batches(mixture, 0, 3)]
+    assert len(tokens) == 3
+    with pytest.raises(DataError, match=r"1 records cannot be read \(captions/record: 1\), data.max_skipped is 0"):
+        captions_with("the disk ate it", data__max_skipped=0)
+
+
+def test_an_error_in_the_data_reaches_the_reader_as_itself(captions_with, monkeypatch):
+    mixture = captions_with()
+
+    def unplugged(*_):
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr(ListSource, "__getitem__", unplugged)
+    with pytest.raises(OSError, match="^the disk is gone$"):
+        next(batches(mixture, 0))
+
+
+def test_tensorflow_sees_no_accelerator(tokenizer, cache):
+    import tensorflow as tf
+
+    next(batches(Mixture(demo_config(), tokenizer, "train", cache), 0))
+    assert tf.config.get_visible_devices("GPU") == []
+    np.testing.assert_array_equal(tf.constant([1]).numpy(), [1])
+
+
+STOPS_IN_THE_MIDDLE = """
+import sys, threading
+from data_pipeline.mixture import Mixture
+from data_pipeline.pipeline import batches, make_tokenizer
+from tests.data_pipeline.demo_data import demo_config
+
+cache = sys.argv[1]
+mixture = Mixture(demo_config(), make_tokenizer(demo_config(), cache), "train", cache)
+stream, taken = batches(mixture, 0), threading.Event()
+
+def take():
+    for _ in stream:
+        taken.set()
+
+threading.Thread(target=take, daemon=True).start()
+taken.wait()
+sys.exit(7)
+"""
+
+
+def test_a_process_that_exits_while_batches_are_made_ends(cache):
+    command = [sys.executable, "-c", STOPS_IN_THE_MIDDLE, str(cache)]
+    assert subprocess.run(command, timeout=120, check=False).returncode == 7

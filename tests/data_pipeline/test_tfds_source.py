@@ -1,0 +1,124 @@
+import io
+import os
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from PIL import Image
+
+from data_pipeline.documents import RecordError
+from data_pipeline.sources import make_source
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+tfds = pytest.importorskip("tensorflow_datasets")
+
+
+def png(value: int) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(np.full((4, 5, 3), value, np.uint8)).save(file, "PNG")
+    return file.getvalue()
+
+
+class TinyPets(tfds.core.GeneratorBasedBuilder):
+    """Six records in two shards."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+        features = tfds.features
+        picture = features.Image(shape=(None, None, 3))
+        return tfds.core.DatasetInfo(
+            builder=self,
+            features=features.FeaturesDict(
+                {
+                    "image": picture,
+                    "label": features.ClassLabel(names=["cat", "dog"]),
+                    "legs": np.int64,
+                    "images": features.Sequence(picture),
+                    "texts": features.Sequence(features.Text()),
+                }
+            ),
+            disable_shuffling=True,
+        )
+
+    def _split_generators(self, download_manager):
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self):
+        for i in range(6):
+            yield (
+                i,
+                {
+                    "image": io.BytesIO(png(i)),
+                    "label": i % 2,
+                    "legs": 4 + i,
+                    "images": [io.BytesIO(png(10 + i)), io.BytesIO(png(20 + i))],
+                    "texts": ["one", "two", "", "three", ""],
+                },
+            )
+
+
+@pytest.fixture(scope="module", params=["tfrecord", "array_record"])
+def data_dir(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param)
+    builder = TinyPets(data_dir=folder, file_format=request.param)
+    builder.download_and_prepare(download_config=tfds.download.DownloadConfig(num_shards=2))
+    return str(folder)
+
+
+def pets(data_dir, **changes):
+    config = ConfigDict(
+        {
+            "kind": "tfds",
+            "name": "tiny_pets",
+            "data_dir": data_dir,
+            "splits": {"train": "train", "validation": "train[4:]"},
+        }
+        | changes
+    )
+    return lambda split: make_source(config, split)
+
+
+def test_a_template_puts_features_in_by_their_kind(data_dir):
+    source = pets(data_dir, template="{image}a {label} with {legs} legs")("train")
+    assert len(source) == 6
+    assert [source[i].segments for i in range(6)] == [
+        (png(i), f"a {['cat', 'dog'][i % 2]} with {4 + i} legs") for i in range(6)
+    ]
+
+
+def test_a_sub_split_reads_its_records_and_no_others(data_dir):
+    source = pets(data_dir, template="{legs}")("validation")
+    assert [source[i].segments for i in range(len(source))] == [("8",), ("9",)]
+
+
+def test_interleaved_sequences_keep_their_order(data_dir):
+    source = pets(data_dir, interleaved=("images", "texts"))("train")
+    assert source[3].segments == ("one", "\ntwo", png(13), "three", png(23))
+
+
+def test_the_fingerprint_knows_split_and_template(data_dir):
+    make = pets(data_dir, template="{legs}")
+    prints = {
+        make("train").fingerprint,
+        make("validation").fingerprint,
+        pets(data_dir, template="{label}")("train").fingerprint,
+    }
+    assert len(prints) == 3
+    assert make("train").fingerprint in prints
+
+
+def test_wrong_keys_are_named(data_dir):
+    with pytest.raises(ValueError, match="no feature 'lable'; did you mean label"):
+        pets(data_dir, template="{lable}")("train")
+    with pytest.raises(ValueError, match="splits names no 'test'"):
+        pets(data_dir, template="{label}")("test")
+    with pytest.raises(ValueError, match="'texts' is .*only images, labels, texts and numbers"):
+        pets(data_dir, template="{texts}")("train")
+
+
+def test_a_record_that_does_not_parse_is_named(data_dir):
+    source = pets(data_dir, template="{label}")("train")
+    source._records = [b"\x0a\xff\xff\xff garbage"]
+    with pytest.raises(RecordError, match=r"tiny_pets/1.0.0:train\[0\]: cannot be read"):
+        source[0]

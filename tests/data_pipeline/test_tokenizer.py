@@ -1,0 +1,109 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_pipeline.tokenizer import TAGS, Tokenizer
+
+TEXTS = [
+    "The digit is seven.",
+    "A cat sat on the mat. The dog did not!",
+    "one two three four five",
+    "Why? Because.",
+] * 9
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return Tokenizer.train(TEXTS, vocab_size=38)
+
+
+def test_ids_are_fairseq_s_then_pieces_then_tags(tiny):
+    assert (tiny.bos, tiny.pad, tiny.eos, tiny.unk) == (0, 1, 2, 3)
+    assert tiny.size == 38 + 7
+    tags = {"mask": 39, "doc": 40, "image": 41, "image_end": 42, "chunk": 43, "line": 44}
+    assert {name: getattr(tiny, name) for name in tags} == tags
+    assert [tiny.token(i) for i in range(39, 45)] == list(TAGS)
+    assert tiny.token(4) == tiny._pieces.id_to_piece(3)
+
+
+def test_a_model_of_64000_pieces_would_have_the_published_ids(tiny):
+    with_grounding = Tokenizer(tiny.model_bytes, kosmos2_tags=True)
+    shift = 64_000 - 38
+    assert tiny.size + shift == 64_007
+    assert (tiny.image + shift, tiny.image_end + shift, tiny.line + shift) == (64_003, 64_004, 64_006)
+    assert with_grounding.size + shift == 65_037
+    assert with_grounding.token(64_012 - shift) == "<grounding>"
+    assert with_grounding.token(65_036 - shift) == "<patch_index_1023>"
+
+
+def test_training_twice_gives_the_same_bytes(tiny):
+    again = Tokenizer.train(TEXTS, vocab_size=38)
+    assert again.model_bytes == tiny.model_bytes
+    assert again.fingerprint == tiny.fingerprint
+    assert Tokenizer(tiny.model_bytes, kosmos2_tags=True).fingerprint != tiny.fingerprint
+
+
+def test_too_large_a_vocabulary_names_the_key():
+    with pytest.raises(ValueError, match=r"data.tokenizer.vocab_size=9000 cannot be trained on 4 distinct lines"):
+        Tokenizer.train(TEXTS, vocab_size=9000)
+
+
+def test_a_saved_tokenizer_loads(tiny, tmp_path):
+    tiny.save(tmp_path / "t.model")
+    assert Tokenizer.load(tmp_path / "t.model").encode("a cat") == tiny.encode("a cat")
+    with pytest.raises(FileNotFoundError, match="data.tokenizer.path"):
+        Tokenizer.load(tmp_path / "absent.model")
+
+
+@given(st.lists(st.text(alphabet="The digit saven.!?", min_size=1, max_size=40), max_size=5))
+@settings(max_examples=60, deadline=None)
+def test_decode_inverts_encode_up_to_spaces_and_empty_lines(tiny, lines):
+    clean = [" ".join(line.split()) for line in lines if line.strip()]
+    assert tiny.decode(tiny.encode("\n".join(lines))) == "\n".join(clean)
+
+
+def test_a_tag_written_in_a_text_stays_text(tiny):
+    assert tiny.image not in tiny.encode("an <image> and </s>")
+    assert tiny.eos not in tiny.encode("an <image> and </s>")
+
+
+def test_decode_skips_tags(tiny):
+    ids = [tiny.bos, tiny.image, tiny.image, tiny.image_end, *tiny.encode("a cat"), tiny.eos, tiny.pad]
+    assert tiny.decode(np.array(ids)) == "a cat"
+
+
+def test_a_document_of_text_may_be_cut_after_each_sentence_and_line(tiny):
+    first, second, third = (tiny.encode(text) for text in ("The cat sat.", "The dog did not!", "Why"))
+    encoded = tiny.encode_document(("The cat sat. The dog did not!\n\nWhy\n",), image_tokens=2)
+    assert encoded.tokens.tolist() == [*first, *second, tiny.line, *third]
+    assert encoded.cuts.tolist() == [len(first), len(first) + len(second) + 1, len(encoded.tokens)]
+    assert encoded.tokens.dtype == encoded.cuts.dtype == np.int32
+
+
+def test_encoding_by_sentences_changes_no_id(tiny):
+    text = "The cat sat. The dog did not! Why? Because."
+    assert tiny.encode(text) == [i + 1 if i else 3 for i in tiny._pieces.encode(text)]
+
+
+def test_an_image_is_a_tag_q_slots_and_an_end_tag(tiny):
+    encoded = tiny.encode_document(("The cat", b"A", b"B", " sat.\n", b"C"), image_tokens=2)
+    the_cat, sat = tiny.encode("The cat"), tiny.encode("sat.")
+    image = [tiny.image] * 3 + [tiny.image_end]
+    assert encoded.tokens.tolist() == [*the_cat, *image, *image, *sat, tiny.line, *image]
+    assert encoded.images == (b"A", b"B", b"C")
+    starts = encoded.image_starts.tolist()
+    assert starts == [len(the_cat) + 1, len(the_cat) + 5, len(encoded.tokens) - 3]
+    inside = {offset for start in starts for offset in range(start, start + 3)}
+    assert not inside & set(encoded.cuts.tolist())
+    assert encoded.cuts[-1] == len(encoded.tokens)
+
+
+def test_a_line_that_an_image_ends_is_ended_by_line(tiny):
+    encoded = tiny.encode_document((b"A", "\nThe cat"), image_tokens=1)
+    assert encoded.tokens.tolist() == [tiny.image, tiny.image, tiny.image_end, tiny.line, *tiny.encode("The cat")]
+
+
+def test_an_empty_document_has_no_cuts(tiny):
+    encoded = tiny.encode_document((" \n ",), image_tokens=1)
+    assert len(encoded.tokens) == len(encoded.cuts) == 0

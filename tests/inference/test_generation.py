@@ -1,0 +1,150 @@
+import jax
+import numpy as np
+import pytest
+
+from kosmos_jax.errors import UserError
+from kosmos_jax.inference.engine import STOP_INTERVAL, Generator, _is_one_prompt
+from kosmos_jax.model import parameters
+from tests.inference.reference import Reference
+from tests.model.tiny import random_model
+
+
+def allowed_ids(tokenizer):
+    return {tokenizer.eos, tokenizer.line, *range(tokenizer.unk + 1, tokenizer.mask)}
+
+
+def test_greedy_takes_the_argmax_of_a_full_forward_at_each_step(generator, reference, prompts, tokenizer):
+    allowed = sorted(allowed_ids(tokenizer))
+    for prompt, completion in zip(prompts, generator.complete(prompts, max_new_tokens=10), strict=True):
+        tokens = completion.tokens + [tokenizer.eos] * (completion.finish == "end")
+        assert len(tokens) == 10 or completion.finish == "end"
+        for i, token in enumerate(tokens):
+            logits = reference.logits(prompt, tokens[:i])
+            assert token == allowed[int(np.argmax(logits[allowed]))]
+
+
+def test_a_batch_gives_each_row_what_it_gets_alone(generator, prompts):
+    together = generator.complete(prompts, max_new_tokens=10)
+    assert together == [generator.complete([prompt], max_new_tokens=10)[0] for prompt in prompts]
+
+
+def test_first_logits_of_a_padded_batch_equal_those_of_the_plain_model(generator, reference, prompts):
+    batch, _ = generator._collate([reference.encode(prompt) for prompt in prompts])
+    logits, _ = generator._prefill(generator._weights, batch, room=16)
+    for row, prompt in enumerate(prompts):
+        difference = abs(np.asarray(logits[row]) - reference.logits(prompt)).max()
+        print(f"prompt {row}: max abs diff {difference:.1e}")
+        assert difference <= 1e-5
+
+
+def test_drawn_tokens_depend_on_seed_and_place_but_not_on_the_neighbours(generator, prompts):
+    draw = lambda prompts, seed: generator.complete(prompts, max_new_tokens=10, temperature=1.5, seed=seed)  # noqa: E731
+    assert draw(prompts, 1) == draw(prompts, 1) != draw(prompts, 2)
+    assert draw(prompts[:2] + prompts[:1] * 3, 1)[1] == draw(prompts, 1)[1]
+    assert len({completion.text for completion in draw(["The digit is"] * 5, 1)}) > 1
+
+
+def test_results_do_not_depend_on_how_prompts_are_grouped(config, params, tokenizer, generator, prompts):
+    in_pairs = Generator(config, params, tokenizer, max_rows=2)
+    options = dict(max_new_tokens=10, temperature=0.8, top_k=5, top_p=0.9)
+    assert in_pairs.complete(prompts, **options) == generator.complete(prompts, **options)
+
+
+@pytest.mark.parametrize("options", [dict(temperature=50.0), dict(beams=3)], ids=["drawn", "beams"])
+def test_no_tag_is_generated(generator, prompts, tokenizer, options):
+    for completion in generator.complete(prompts * 3, max_new_tokens=16, **options):
+        assert set(completion.tokens) <= allowed_ids(tokenizer) - {tokenizer.eos}
+
+
+def test_new_prompts_of_the_same_bucket_and_new_weights_compile_nothing(config, params, tokenizer, prompts):
+    compiled = []
+    listen = lambda event, *_, **__: compiled.append(event) if "backend_compile" in event else None  # noqa: E731
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    generator = Generator(config, params, tokenizer)
+    options = dict(max_new_tokens=9, temperature=0.7)
+    generator.complete(prompts[:3], stop=["xyz"], **options)
+    assert compiled
+    compiled.clear()
+    others = [prompts[2], "two", prompts[1]]
+    generator.complete(others, max_new_tokens=14, temperature=1.1, top_k=3, top_p=0.5, seed=9)
+    generator.update(params)
+    generator.complete(others, **options)
+    assert not compiled
+
+
+def test_updated_weights_are_the_ones_used(config, params, tokenizer, prompts):
+    others = parameters(random_model(config, seed=1))
+    generator = Generator(config, params, tokenizer)
+    before = generator.generate(prompts[1], max_new_tokens=10)
+    generator.update(others)
+    first = generator.complete([prompts[1]], max_new_tokens=10)[0].tokens[0]
+    logits = Reference(config, others, tokenizer).logits(prompts[1])
+    allowed = sorted(allowed_ids(tokenizer))
+    assert first == allowed[int(np.argmax(logits[allowed]))]
+    generator.update(params)
+    assert generator.generate(prompts[1], max_new_tokens=10) == before
+
+
+def test_scores_equal_those_of_the_plain_model(generator, reference, prompts, tokenizer):
+    continuations = ["seven", "four, and", "three", "The digit"]
+    scores = generator.score(prompts, continuations)
+    for prompt, text, (total, count) in zip(prompts, continuations, scores, strict=True):
+        ids = tokenizer.encode(text)
+        assert count == len(ids)
+        assert total == pytest.approx(reference.score(prompt, ids), abs=1e-4)
+    ids = [*tokenizer.encode("seven"), tokenizer.eos]
+    assert generator.score(prompts[:1], [ids])[0][0] == pytest.approx(reference.score(prompts[0], ids), abs=1e-4)
+
+
+def test_a_stop_string_may_begin_and_end_inside_tokens(generator, prompts, tokenizer):
+    def across(seed):
+        """A draw with two long neighbours after the first look at the text, and what lies across their border."""
+        whole = generator.complete(prompts[:1], max_new_tokens=40, temperature=3.0, seed=seed)[0]
+        pieces = [tokenizer.decode([token]) for token in whole.tokens]
+        for i in range(STOP_INTERVAL + 1, len(pieces) - 1):
+            stop = pieces[i][-1:] + pieces[i + 1][:1]
+            if len(pieces[i]) > 1 and len(pieces[i + 1]) > 1 and whole.text.count(stop) == 1:
+                return seed, whole, i, stop
+
+    seed, whole, place, stop = next(filter(None, map(across, range(50))))
+    options = dict(max_new_tokens=40, temperature=3.0, seed=seed)
+    cut = generator.complete(prompts[:1], stop=["never there", stop], **options)[0]
+    assert cut.finish == "stop"
+    assert cut.text == whole.text[: whole.text.index(stop)]
+    assert cut.tokens == whole.tokens[: place + 2]
+
+
+def test_a_stop_string_ends_only_its_own_row(generator, prompts):
+    whole = generator.complete(prompts, max_new_tokens=20)
+    stop = whole[1].text[3:5]
+    assert sum(stop in completion.text for completion in whole) < len(whole)
+    for row, before in zip(generator.complete(prompts, max_new_tokens=20, stop=stop), whole, strict=True):
+        assert row.text == before.text.partition(stop)[0]
+        assert row.finish == ("stop" if stop in before.text else before.finish)
+
+
+def test_one_prompt_is_told_from_a_list_of_prompts(prompts):
+    image = prompts[1][0]
+    assert _is_one_prompt("text") and _is_one_prompt([image]) and _is_one_prompt(["text", image])
+    assert not _is_one_prompt(["one", "two"]) and not _is_one_prompt([[image, "one"], "two"])
+
+
+def test_a_list_of_prompts_gives_a_list_of_texts(generator, prompts):
+    assert isinstance(generator.generate("The digit is", max_new_tokens=2), str)
+    assert [type(text) for text in generator.generate(prompts, max_new_tokens=2)] == [str] * len(prompts)
+    assert generator.generate([], max_new_tokens=2) == []
+
+
+@pytest.mark.parametrize(
+    "options, named",
+    [
+        (dict(max_new_tokens=0), "max_new_tokens"),
+        (dict(temperature=-1.0), "temperature"),
+        (dict(top_p=0.0), "top_p"),
+        (dict(beams=2, temperature=0.5), "beams"),
+        (dict(max_new_tokens=64), "64 positions"),
+    ],
+)
+def test_impossible_options_are_named(generator, options, named):
+    with pytest.raises(UserError, match=named):
+        generator.generate("The digit is", **options)

@@ -1,0 +1,83 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from kosmos_jax.errors import UserError
+from kosmos_jax.inference.prompts import bucket, collate, encode_prompt, open_image, parse_prompt, power_of_two
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (12, 10, 3), np.uint8)
+
+
+@pytest.fixture
+def picture(tmp_path):
+    path = tmp_path / "a picture.png"
+    Image.fromarray(PIXELS).save(path)
+    return path
+
+
+def test_text_and_image_tags_become_parts_in_order(picture):
+    first, image, second = parse_prompt(f"look: <image:{picture}> and say")
+    assert (first, second) == ("look: ", " and say")
+    np.testing.assert_array_equal(np.asarray(image), PIXELS)
+    assert [type(part) for part in parse_prompt(f"<image:{picture}><image:{picture}>")] == [Image.Image] * 2
+    assert parse_prompt("a < b > c <image> d") == ["a < b > c <image> d"]
+
+
+def test_a_missing_image_is_named(tmp_path):
+    with pytest.raises(UserError, match="nowhere.png: no such file"):
+        parse_prompt(f"see <image:{tmp_path}/nowhere.png>")
+
+
+def test_a_broken_image_is_named(picture):
+    picture.write_bytes(picture.read_bytes()[:50])
+    with pytest.raises(UserError, match="a picture.png"):
+        parse_prompt(f"see <image:{picture}>")
+
+
+def test_what_is_no_image_is_named():
+    with pytest.raises(UserError, match=r"float64\[2, 2\]"):
+        open_image(np.zeros((2, 2)))
+    with pytest.raises(UserError, match="not of dict"):
+        open_image({})
+
+
+def test_all_forms_of_an_image_read_alike(picture, tokenizer, config):
+    file = io.BytesIO()
+    Image.fromarray(PIXELS).save(file, "PNG")
+    forms = [picture, PIXELS, Image.fromarray(PIXELS), file.getvalue()]
+    read = [encode_prompt([form, "seven"], tokenizer, config) for form in forms]
+    for other in read[1:]:
+        np.testing.assert_array_equal(other.images, read[0].images)
+        np.testing.assert_array_equal(other.tokens, read[0].tokens)
+
+
+def test_a_prompt_reads_as_the_start_of_a_training_document(tokenizer, config):
+    prompt = encode_prompt([PIXELS, "plus", PIXELS, "equals"], tokenizer, config)
+    slot, (plus, equals) = tokenizer.image, (tokenizer.encode(word) for word in ("plus", "equals"))
+    image = [slot, slot, slot, slot, slot, tokenizer.image_end]  # four slots
+    assert prompt.tokens.tolist() == [tokenizer.bos, *image, *plus, *image, *equals]
+    at = [-1, 0, 1, 2, 3, -1]
+    after = [-1, 4, 5, 6, 7, -1]
+    assert prompt.slots.tolist() == [-1, *at, *[-1] * len(plus), *after, *[-1] * len(equals)]
+
+
+def test_rows_are_padded_on_the_left_and_own_their_images(tokenizer, config):
+    rows = [encode_prompt(p, tokenizer, config) for p in (["seven", PIXELS], "", [PIXELS, PIXELS])]
+    batch = collate(rows, tokenizer.pad, image_tokens=4)
+    assert batch.tokens_BT.shape == (4, 16) and batch.images_NHWC.shape == (4, 16, 16, 3)
+    for b, row in enumerate(rows):
+        n = len(row.tokens)
+        assert batch.segments_BT[b].tolist() == [0] * (16 - n) + [1] * n
+        assert batch.positions_BT[b, 16 - n :].tolist() == list(range(n))
+        assert batch.tokens_BT[b, 16 - n :].tolist() == row.tokens.tolist()
+    assert [sorted(set(row[row >= 0] // 4)) for row in batch.slots_BT] == [[0], [], [1, 2], []]
+    assert not batch.segments_BT[3].any()
+
+
+def test_buckets_hold_and_waste_a_fifth_at_most():
+    for n in range(1, 3000):
+        assert bucket(n) >= n and power_of_two(n) >= n and power_of_two(n) < 2 * n
+        assert bucket(n) == 16 or bucket(n) < n * 1.25 + 16
+    assert len({bucket(n) for n in range(1, 2049)}) < 30

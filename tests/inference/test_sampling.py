@@ -1,0 +1,58 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kosmos_jax.inference.sampling import likeliest, sample, truncate
+
+LOGITS = st.lists(st.floats(-8, 8, width=32), min_size=7, max_size=7).map(lambda x: np.array([x], np.float32))
+truncated = jax.jit(truncate)
+
+
+@given(LOGITS, st.integers(1, 7))
+@settings(deadline=None)
+def test_top_k_keeps_the_k_likeliest_and_their_equals(logits, k):
+    kept = np.isfinite(np.asarray(truncated(logits, k, 1.0)))[0]
+    threshold = np.sort(logits[0])[-k]
+    np.testing.assert_array_equal(kept, logits[0] >= threshold)
+
+
+@given(LOGITS, st.floats(0.01, 0.99))
+@settings(deadline=None)
+def test_top_p_keeps_the_smallest_likeliest_set_of_probability_p(logits, p):
+    kept = np.isfinite(np.asarray(truncated(logits, 0, p)))[0]
+    probabilities = np.exp(logits[0].astype(np.float64))
+    probabilities /= probabilities.sum()
+    assert probabilities[kept].sum() >= p - 1e-5
+    assert kept.any() and probabilities[kept].min() >= probabilities[~kept].max(initial=0)
+    least = probabilities[kept].min()
+    assert probabilities[kept & (probabilities > least)].sum() < p + 1e-5
+
+
+@given(LOGITS)
+@settings(deadline=None)
+def test_no_limits_change_nothing(logits):
+    np.testing.assert_array_equal(truncated(logits, 0, 1.0), logits)
+
+
+def test_top_p_counts_within_the_top_k():
+    logits = np.log(np.array([[0.4, 0.3, 0.2, 0.1]], np.float32))
+    # Within the top two the first has 4/7 = 0.57.
+    np.testing.assert_array_equal(np.isfinite(truncated(logits, 2, 0.5)), [[True, False, False, False]])
+    np.testing.assert_array_equal(np.isfinite(truncated(logits, 2, 0.6)), [[True, True, False, False]])
+
+
+def test_draws_follow_the_tempered_distribution():
+    probabilities = np.array([0.5, 0.3, 0.15, 0.05])
+    keys = jax.random.split(jax.random.key(0), 20_000)
+    logits = jnp.broadcast_to(jnp.log(probabilities), (len(keys), 4))
+    drawn = jax.jit(sample)(logits, keys, 0.5)
+    expected = probabilities**2 / (probabilities**2).sum()
+    np.testing.assert_allclose(np.bincount(drawn, minlength=4) / len(keys), expected, atol=0.015)
+
+
+def test_a_cold_draw_is_the_likeliest_token():
+    logits = jax.random.normal(jax.random.key(1), (50, 9))
+    drawn = jax.jit(sample)(logits, jax.random.split(jax.random.key(2), 50), 1e-4)
+    np.testing.assert_array_equal(drawn, likeliest(logits))
