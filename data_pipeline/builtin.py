@@ -73,7 +73,8 @@ class DigitDocuments:
 
     def __init__(self, split: str):
         self._split, (self._images, self._labels) = split, digits(split)
-        self.fingerprint = _fingerprint("digit_documents", split, self._labels, DOCUMENTS[split], list(LABELS))
+        first_texts = [[part for part in self[i].segments if isinstance(part, str)] for i in range(100)]
+        self.fingerprint = _fingerprint("digit_documents", split, self._labels, len(self), first_texts)
 
     def __len__(self):
         return DOCUMENTS[self._split]

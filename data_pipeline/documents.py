@@ -2,6 +2,8 @@
 
 import dataclasses
 
+from kosmos_jax.errors import UserError
+
 
 @dataclasses.dataclass(frozen=True)
 class Document:
@@ -16,7 +18,7 @@ class Document:
     where: str
 
 
-class DataError(RuntimeError):
+class DataError(UserError, ValueError):
     """The data cannot be used and the run has to stop; the message says which record and what to do."""
 
 

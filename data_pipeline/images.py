@@ -48,19 +48,17 @@ def _center_crop(image: Image.Image, size: int) -> Image.Image:
     return image.crop((left, top, left + size, top + size))
 
 
-def augmented(image: Image.Image, size: int, seed: tuple[int, ...], crop_scale=(1.0, 1.0), rotate=0.0) -> np.ndarray:
+def augmented(image: Image.Image, size: int, draws: np.ndarray, crop_scale=(1.0, 1.0), rotate=0.0) -> np.ndarray:
     """uint8[size, size, 3]: a random square of the image, resized and turned; a pure function of its arguments.
 
     The square's area is drawn from `crop_scale` times the largest square's, its place uniformly. With (1, 1) it is
     `center_crop`'s. The turn is uniform in +-`rotate` degrees about the middle, after the resize; corners become black.
 
     Args:
-      seed: up to six non-negative integers, for example (seed, source, draw, number of the image in the row).
+      draws: float64[4], uniform in [0, 1): area, left, top, turn; see `philox`.
     """
     low, high = crop_scale
-    if low == high == 1.0 and not rotate:
-        return center_crop(image, size)
-    area, left, top, turn = philox(seed).random(4).tolist()
+    area, left, top, turn = draws.tolist()
     if low == high == 1.0:
         image = _center_crop(image, size)
     else:

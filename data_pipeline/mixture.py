@@ -49,7 +49,7 @@ class Mixture:
       skipped: records that could not be read when the sources were indexed, by "source/kind".
 
     Raises:
-      ValueError: a source with a positive share would get no row, or `batch_rows` does not divide.
+      DataError: a source with a positive share would get no row, or `batch_rows` does not divide.
       DataError: more than `data.max_skipped` records could not be read.
     """
 
@@ -182,9 +182,10 @@ class Mixture:
         epoch, i = divmod(draw, len(member.plan))
         planned = shuffled(i, len(member.plan), (self._seed, s, epoch))
         pieces, row_images, troubles = [], [], []
+        draws = pixels.philox((self._seed, s, draw)).random((member.images_per_row, 4))
         for document, start, stop in member.plan.row(planned):
             try:
-                piece, piece_images = self._piece(member, document, start, stop, (s, draw, len(row_images)))
+                piece, piece_images = self._piece(member, document, start, stop, draws[len(row_images) :])
                 pieces.append(piece)
                 row_images += piece_images
             except RecordError as error:
@@ -194,7 +195,7 @@ class Mixture:
         arrays = assemble(pieces, self._seq_len, self.tokenizer, self._image_tokens, self._isolate, first_image)
         return arrays, row_images, troubles
 
-    def _piece(self, member: _Member, i: int, start: int, stop: int, seed: tuple[int, int, int]):
+    def _piece(self, member: _Member, i: int, start: int, stop: int, draws: np.ndarray):
         document = member.source[i]
         encoded = self.tokenizer.encode_document(document.segments, self._image_tokens)
         piece = Piece(encoded, start, stop)
@@ -203,11 +204,9 @@ class Mixture:
         decoded = [pixels.decode(encoded.images[n], f"{document.where} image {n}") for n in piece.images]
         if self.split != "train":
             return piece, [pixels.squash(image, self._size) for image in decoded]
-        s, draw, first = seed
-        seeds = [(self._seed, s, draw, first + n) for n in range(len(decoded))]
         return piece, [
-            pixels.augmented(image, self._size, seed, **member.augment)
-            for image, seed in zip(decoded, seeds, strict=True)
+            pixels.augmented(image, self._size, draw, **member.augment)
+            for image, draw in zip(decoded, draws, strict=False)
         ]
 
 
@@ -215,7 +214,7 @@ def _microbatch_rows(batch_rows: int, microbatches: int, data_shards: int) -> in
     unit = microbatches * data_shards
     if batch_rows % unit or batch_rows < 1:
         good = max(1, round(batch_rows / unit)) * unit
-        raise ValueError(
+        raise DataError(
             f"data.batch_rows is {batch_rows}, which does not divide over training.microbatches={microbatches} and "
             f"{data_shards} data shards; try {good}"
         )
@@ -226,14 +225,14 @@ def row_counts(shares: dict[str, float], rows: int, microbatches: int = 1) -> li
     """Rows of each source in a microbatch of `rows`, by largest remainder.
 
     Raises:
-      ValueError: a positive share gets no row; names the least `data.batch_rows` above that gives every source one.
+      DataError: a positive share gets no row; names the least `data.batch_rows` above that gives every source one.
     """
     counts = _largest_remainder(list(shares.values()), rows)
     if starved := [name for (name, share), n in zip(shares.items(), counts, strict=True) if share > 0 and n == 0]:
         good = rows
         while 0 in _largest_remainder([share for share in shares.values() if share > 0], good):
             good += 1
-        raise ValueError(
+        raise DataError(
             f"data.sources.{starved[0]}.share is {shares[starved[0]]:g}, less than one of the {rows} rows of a "
             f"microbatch; raise it, or set data.batch_rows to {good * microbatches}"
         )

@@ -5,6 +5,8 @@ import dataclasses
 
 import numpy as np
 
+from data_pipeline.documents import DataError
+
 OPEN_ROWS = 64
 WAITING_ROWS = 4
 SHORTEST_PIECE = 1 / 16
@@ -51,7 +53,7 @@ class Packer:
           cuts, images: its legal cuts, and the number of its images before each, as in `index.Index`.
 
         Raises:
-          ValueError: no row could hold one of its images.
+          DataError: no row could hold one of its images.
         """
         length, count = int(cuts[-1]), int(images[-1])
         if count and length + 2 <= self._seq_len and count <= self._images_per_row:
@@ -130,15 +132,13 @@ class Packer:
         longest = self._seq_len - 2
         lengths, own_images = np.diff(cuts, prepend=0), np.diff(images, prepend=0)
         if own_images.any() and (self._images_per_row == 0 or lengths[own_images > 0].max() > longest):
-            raise ValueError(
-                f"a row cannot hold an image: with <s> and </s> it takes {lengths[own_images > 0].max() + 2} tokens and "
+            raise DataError(
+                f"a row cannot hold an image: with <s> and </s> it takes {lengths[own_images > 0].max() + 2} tokens, "
                 f"data.seq_len is {self._seq_len}; images_per_row is {self._images_per_row}"
             )
         if lengths.max() <= longest:
             return cuts, images
-        too_long = zip(lengths[lengths > longest], cuts[lengths > longest], strict=True)
-        all_cuts = np.union1d(
-            cuts, np.concatenate([np.arange(stop - n + longest, stop, longest) for n, stop in too_long])
-        )
+        hard = [np.arange(stop - n + longest, stop, longest) for n, stop in zip(lengths, cuts, strict=True)]
+        all_cuts = np.union1d(cuts, np.concatenate(hard))
         before = np.searchsorted(cuts, all_cuts, "right") - 1
         return all_cuts, np.where(before >= 0, images[np.maximum(before, 0)], 0)

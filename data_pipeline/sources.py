@@ -2,7 +2,7 @@
 
 from typing import Any, Protocol
 
-from data_pipeline.documents import Document
+from data_pipeline.documents import DataError, Document
 
 SPLITS = ("train", "validation", "test")
 KINDS = ("pydoc", "digits", "digit_documents", "tfds")
@@ -33,7 +33,7 @@ def make_source(config: Any, split: str) -> Source:
       split: "train", "validation" or "test".
     """
     if split not in SPLITS:
-        raise ValueError(f"split {split!r} is none of {', '.join(SPLITS)}")
+        raise DataError(f"split {split!r} is none of {', '.join(SPLITS)}")
     if config.kind == "tfds":
         from data_pipeline.tfds_source import TfdsSource
 
@@ -42,5 +42,5 @@ def make_source(config: Any, split: str) -> Source:
 
     kinds = {"pydoc": builtin.Pydoc, "digits": builtin.Captions, "digit_documents": builtin.DigitDocuments}
     if config.kind not in kinds:
-        raise ValueError(f"data.sources.*.kind {config.kind!r} is none of {', '.join(KINDS)}")
+        raise DataError(f"data.sources.*.kind {config.kind!r} is none of {', '.join(KINDS)}")
     return kinds[config.kind](split)

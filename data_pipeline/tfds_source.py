@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipeline.documents import Document, RecordError
+from data_pipeline.documents import DataError, Document, RecordError
 from data_pipeline.tensorflow_alone import tensorflow
 
 
@@ -27,7 +27,7 @@ class TfdsSource:
         empty one for the next image that is not empty (in OBELICS, each position has exactly one of the two).
 
     Raises:
-      ValueError: a key is wrong; the message names it and the nearest right one.
+      DataError: a key is wrong; the message names it and the nearest right one.
       RecordError: from `source[i]`, for a record that does not parse or does not have what the template wants.
     """
 
@@ -38,15 +38,13 @@ class TfdsSource:
         self._features, self._tfds = {}, tfds
         builder = tfds.builder(config.name, data_dir=config.get("data_dir") or None)
         if not builder.is_prepared():
-            raise ValueError(
-                f"dataset {config.name} is not in {builder.data_dir}; run `tfds build {config.name}` first"
-            )
+            raise DataError(f"dataset {config.name} is not in {builder.data_dir}; run `tfds build {config.name}` first")
         if split not in config.splits:
-            raise ValueError(f"dataset {config.name}: splits names no {split!r}, only {', '.join(config.splits)}")
+            raise DataError(f"dataset {config.name}: splits names no {split!r}, only {', '.join(config.splits)}")
         self._all_features = builder.info.features
         template, interleaved = config.get("template") or "", tuple(config.get("interleaved") or ())
         if bool(template) == bool(interleaved):
-            raise ValueError(f"dataset {config.name}: give either template or interleaved")
+            raise DataError(f"dataset {config.name}: give either template or interleaved")
         self._interleaved = interleaved
         self._template = [(text, name) for text, name, _, _ in string.Formatter().parse(template)]
         for name in interleaved or [name for _, name in self._template if name]:
@@ -63,12 +61,12 @@ class TfdsSource:
         features, known = self._tfds.features, self._all_features
         if name not in known:
             near = difflib.get_close_matches(name, known, 1) or list(known)
-            raise ValueError(f"dataset {dataset} has no feature {name!r}; did you mean {', '.join(near)}?")
+            raise DataError(f"dataset {dataset} has no feature {name!r}; did you mean {', '.join(near)}?")
         feature = known[name].feature if self._interleaved and hasattr(known[name], "feature") else known[name]
         if not isinstance(feature, features.Image) and not (
             isinstance(feature, features.Tensor) and feature.shape == ()
         ):
-            raise ValueError(
+            raise DataError(
                 f"dataset {dataset}: feature {name!r} is {feature}; only images, labels, texts and numbers fit"
             )
         self._features[name] = feature
@@ -130,7 +128,7 @@ class _Records:
 
     def __init__(self, instructions: list, file_format: str, tf):
         if file_format not in ("tfrecord", "array_record"):
-            raise ValueError(f"file format {file_format} has no random access; prepare the dataset as array_record")
+            raise DataError(f"file format {file_format} has no random access; prepare the dataset as array_record")
         self._gfile, self._lock = tf.io.gfile.GFile, threading.Lock()
         self._instructions, self._offsets = instructions, {}
         self._first = np.cumsum([0] + [file.take for file in instructions])

@@ -18,6 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
+from data_pipeline.documents import DataError
+
 TAGS = ("<mask>", "</doc>", "<image>", "</image>", "</chunk>", "</line>")
 KOSMOS2_TAGS = (
     *("<phrase>", "</phrase>", "<object>", "</object>", "</delimiter_of_multi_objects/>", "<grounding>"),
@@ -58,7 +60,7 @@ class Tokenizer:
         self._pieces = sentencepiece.SentencePieceProcessor(model_proto=model_bytes)
         found = (self._pieces.unk_id(), self._pieces.bos_id(), self._pieces.eos_id())
         if found != (0, 1, 2):
-            raise ValueError(f"a SentencePiece model with unk, bos, eos = 0, 1, 2 is needed; this one has {found}")
+            raise DataError(f"a SentencePiece model with unk, bos, eos = 0, 1, 2 is needed; this one has {found}")
         self.model_bytes = model_bytes
         self.tags = TAGS + (KOSMOS2_TAGS if kosmos2_tags else ())
         self._first_tag = self._pieces.get_piece_size() + 1
@@ -102,7 +104,7 @@ class Tokenizer:
                 minloglevel=2,
             )
         except RuntimeError as error:
-            raise ValueError(
+            raise DataError(
                 f"data.tokenizer.vocab_size={vocab_size} cannot be trained on {len(counts)} distinct lines: {error}"
             ) from error
         return cls(model.getvalue(), kosmos2_tags)
@@ -133,47 +135,49 @@ class Tokenizer:
     def encode_document(self, segments: Sequence[str | bytes], image_tokens: int) -> Encoded:
         """Encodes text and images in reading order.
 
-        As the released text loader does, a text is cut in lines, empty ones are dropped, and </line> ends every line but
+        As in the released text loader, a text is cut in lines, empty ones are dropped, and </line> ends every line but
         the document's last. A line is encoded sentence by sentence; since pieces never span a space this changes no id.
 
         Args:
           segments: str is text, bytes an encoded image.
           image_tokens: Q, the number of slots of an image.
         """
-        units, kinds, images, line_ended = [], [], [], False
+        tokens, cuts, images, image_starts = [], [], [], []
+        image_ids = [self.image] * (1 + image_tokens) + [self.image_end]
+        line_ended = after_image = False
 
-        def add(ids: Sequence[int], kind: str):
-            nonlocal line_ended
-            if line_ended and units:
-                # </line> stays with its sentence. After an image it stands alone: images keep their exact length.
-                if kinds[-1] == "text":
-                    units[-1] = (*units[-1], self.line)
+        def end_line():
+            # </line> stays with its sentence. After an image it stands alone: images keep their exact length.
+            if line_ended and tokens:
+                tokens.append(self.line)
+                if after_image:
+                    cuts.append(len(tokens))
                 else:
-                    units.append((self.line,))
-                    kinds.append("text")
-            line_ended = False
-            units.append(ids)
-            kinds.append(kind)
+                    cuts[-1] = len(tokens)
 
         for segment in segments:
             if isinstance(segment, bytes):
-                add((self.image,) * (1 + image_tokens) + (self.image_end,), "image")
+                end_line()
                 images.append(segment)
+                image_starts.append(len(tokens) + 1)
+                tokens += image_ids
+                cuts.append(len(tokens))
+                line_ended, after_image = False, True
                 continue
             for i, line in enumerate(segment.split("\n")):
                 line_ended |= i > 0
                 for ids in self._sentences(line):
-                    add(ids, "text")
+                    end_line()
+                    tokens += ids
+                    cuts.append(len(tokens))
+                    line_ended = after_image = False
+        return Encoded(
+            np.array(tokens, np.int32), tuple(images), np.array(image_starts, np.int32), np.array(cuts, np.int32)
+        )
 
-        lengths = np.fromiter(map(len, units), np.int32, len(units))
-        cuts = np.cumsum(lengths, dtype=np.int32)
-        tokens = np.fromiter((i for ids in units for i in ids), np.int32, int(lengths.sum()))
-        is_image = np.array([kind == "image" for kind in kinds], bool)
-        return Encoded(tokens, tuple(images), (cuts - lengths + 1)[is_image].astype(np.int32), cuts)
-
-    def _sentences(self, line: str) -> list[tuple[int, ...]]:
+    def _sentences(self, line: str) -> list[list[int]]:
         """Ids of each sentence of a line; a sentence of which the normaliser leaves nothing is dropped."""
         ends = [match.end() for match in SENTENCE_END.finditer(line)]
         sentences = [line[a:b] for a, b in zip([0, *ends], [*ends, len(line)], strict=True)]
         encoded = map(self._pieces.encode, sentences)  # one by one: SentencePiece's own batches cost 20 times as much
-        return [tuple(i + 1 if i else self.unk for i in ids) for ids in encoded if ids]
+        return [[i + 1 if i else self.unk for i in ids] for ids in encoded if ids]

@@ -111,14 +111,17 @@ def resume(manager, abstract_state, shardings):
         trainable = {path: params[path] for path in abstract_state.trainable}
         frozen = {path: params[path] for path in abstract_state.frozen}
         average = found["average"] if wanted.average else {}
-        return type(abstract_state)(trainable=trainable, frozen=frozen, average=average, **found["training"]), found["run"]
+        return type(abstract_state)(trainable=trainable, frozen=frozen, average=average, **found["training"]), found[
+            "run"
+        ]
     if steps:
         raise UserError(f"{manager.directory}: none of the checkpoints {steps} can be read; start in another --workdir")
     return None
 
 
 def _first_line(error) -> str:
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"
+    first = (str(error).strip().splitlines() or ["no message"])[0]
+    return f"{type(error).__name__}: {first[:200]}"
 
 
 @dataclass(frozen=True)
@@ -155,7 +158,9 @@ def step_directory(path) -> Path:
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
     steps = [int(p.name) for p in folder.iterdir() if re.fullmatch(r"\d+", p.name) and (p / "params").is_dir()]
     if not steps:
-        raise UserError(f"--checkpoint {path}: no checkpoint in it; give a workdir, its checkpoints/, or one step's folder")
+        raise UserError(
+            f"--checkpoint {path}: no checkpoint in it; give a workdir, its checkpoints/, or one step's folder"
+        )
     return folder / str(max(steps))
 
 
@@ -183,7 +188,9 @@ def restore(path, shardings_of=None) -> Restored:
         with ocp.StandardCheckpointer() as checkpointer:
             params = checkpointer.restore(directory / "params", _abstract(shapes, shardings))
             if (directory / "average").is_dir():
-                averaged = [name for name in shapes if name in checkpointer.metadata(directory / "average").item_metadata]
+                averaged = [
+                    name for name in shapes if name in checkpointer.metadata(directory / "average").item_metadata
+                ]
                 wanted = {name: shapes[name] for name in averaged}
                 params |= checkpointer.restore(
                     directory / "average", _abstract(wanted, {name: shardings[name] for name in averaged})

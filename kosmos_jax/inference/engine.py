@@ -87,7 +87,7 @@ class Generator:
 
     def complete(
         self,
-        prompts: Sequence[Prompt],
+        prompts: Sequence[Prompt | Encoded],
         *,
         max_new_tokens: int = 64,
         temperature: float = 0.0,
@@ -101,6 +101,7 @@ class Generator:
         """As `generate`, with tokens and the reason for the end; always a list of prompts.
 
         Args:
+          prompts: as `generate` takes them, or encoded already.
           max_new_tokens: at most, </s> included.
           temperature: 0 takes the likeliest token; above, tokens are drawn.
           top_k, top_p: limits for drawn tokens, see `sampling.truncate`; 0 and 1 are none.
@@ -114,7 +115,7 @@ class Generator:
         """
         _check_options(max_new_tokens, temperature, top_k, top_p, beams)
         stop = tuple(filter(None, [stop] if isinstance(stop, str) else stop))
-        encoded = [encode_prompt(prompt, self.tokenizer, self.config) for prompt in prompts]
+        encoded = self._encode(prompts)
         for row in encoded:
             self._check_length(len(row.tokens) + max_new_tokens)
         numbers = (np.float32(temperature), np.int32(top_k), np.float32(top_p), np.int32(seed))
@@ -158,7 +159,9 @@ class Generator:
         holds_stop = lambda n: any(s in self.tokenizer.decode(tokens[:n]) for s in stop)  # noqa: E731
         return Completion(text[:cut], tokens[: next(filter(holds_stop, range(len(tokens) + 1)))], "stop")
 
-    def score(self, prompts: Sequence[Prompt], continuations: Sequence[str | Sequence[int]]) -> list[tuple[float, int]]:
+    def score(
+        self, prompts: Sequence[Prompt | Encoded], continuations: Sequence[str | Sequence[int]]
+    ) -> list[tuple[float, int]]:
         """How likely the model finds given continuations: for multiple choice and perplexity.
 
         Args:
@@ -170,9 +173,8 @@ class Generator:
         """
         encode = self.tokenizer.encode
         followed = []
-        for prompt, continuation in zip(prompts, continuations, strict=True):
+        for prompt, continuation in zip(self._encode(prompts), continuations, strict=True):
             ids = encode(continuation) if isinstance(continuation, str) else list(continuation)
-            prompt = encode_prompt(prompt, self.tokenizer, self.config)
             followed.append((prompt.followed_by(ids), len(ids)))
             self._check_length(len(prompt.tokens) + len(ids))
 
@@ -186,6 +188,9 @@ class Generator:
             return [(float(sums[b]), followed[place][1]) for b, place in enumerate(places)]
 
         return self._in_groups(score_group, [row for row, _ in followed])
+
+    def _encode(self, prompts) -> list[Encoded]:
+        return [p if isinstance(p, Encoded) else encode_prompt(p, self.tokenizer, self.config) for p in prompts]
 
     def _in_groups(self, function, encoded: list[Encoded]) -> list:
         """function(rows, their places) in groups of prompts of similar length; results in the order of the prompts."""
@@ -201,11 +206,11 @@ class Generator:
         return batch, batch.segments_BT.sum(axis=1, dtype=np.int32)
 
     def _check_length(self, tokens: int):
-        longest = self.config.text.max_positions
-        if tokens > longest:
+        text = self.config.text
+        if text.positions != "xpos" and tokens > text.max_positions:
             raise UserError(
-                f"prompt and new tokens make {tokens}, and the model has {longest} positions; shorten the prompt or "
-                "lower max_new_tokens"
+                f"prompt and new tokens make {tokens}, and this model has {text.max_positions} positions; shorten the "
+                "prompt or lower max_new_tokens"
             )
 
 

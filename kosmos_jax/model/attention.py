@@ -75,5 +75,3 @@ class Attention(nnx.Module):
     def __call__(self, x_BTD, kv_BSD=None, *, dropout_rate=0.0, key=None):
         """Unmasked attention of `x` over `kv`."""
         return self.output(attend(*self.project(x_BTD, kv_BSD), dropout_rate=dropout_rate, key=key))
-
-

@@ -47,16 +47,10 @@ def quick_gelu(x):
 
 
 def dropout(x, rate: float, key):
-    """Inverted dropout; the identity when `key` is None (evaluation, generation) or `rate` is 0.
-
-    A draw has 16 bits: half the random numbers of jax.random.bernoulli, and a rate that is right to 1e-5. The scale
-    divides by the probability that is really used, so the expectation stays exact.
-    """
+    """Inverted dropout; the identity when `key` is None (evaluation, generation) or `rate` is 0."""
     if key is None or rate == 0.0:
         return x
-    threshold = round(rate * 65536)
-    keep = jax.random.bits(key, x.shape, jnp.uint16) >= threshold
-    return jnp.where(keep, x / (1.0 - threshold / 65536), 0.0).astype(x.dtype)
+    return jnp.where(jax.random.bernoulli(key, 1.0 - rate, x.shape), x / (1.0 - rate), 0.0).astype(x.dtype)
 
 
 def split_key(key, count: int):
@@ -77,7 +71,7 @@ def unstack(stacked: nnx.Module) -> nnx.List:
     """
     graph, params = nnx.split(stacked)
     count = jax.tree.leaves(params)[0].shape[0]
-    return nnx.List([nnx.merge(graph, jax.tree.map(lambda x: x[i], params)) for i in range(count)])
+    return nnx.List([nnx.merge(graph, jax.tree.map(lambda x, i=i: x[i], params)) for i in range(count)])
 
 
 REMAT_POLICIES = {

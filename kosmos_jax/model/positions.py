@@ -1,4 +1,4 @@
-"""Where a token stands: xPos (the paper) and fairseq's sinusoids (what the released Kosmos-2 weights were trained with).
+"""Where a token stands: xPos (the paper), and fairseq's sinusoids (with which the released Kosmos-2 was trained).
 
 The paper says xPos; no released code of the family runs it, see docs/fidelity.md. A config chooses "xpos",
 "sinusoidal" or "both".

@@ -19,15 +19,16 @@ def axis_sizes(config, device_count: int) -> tuple[int, ...]:
       UserError: the sizes do not multiply to the number of devices.
     """
     sizes = [config[axis] for axis in AXES]
+    asked = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
-        raise UserError(f"mesh {dict(zip(AXES, sizes))}: sizes are positive, and at most one is -1 (all that is left)")
+        raise UserError(f"mesh {asked}: sizes are positive, and at most one is -1 (all that is left)")
     known = math.prod(size for size in sizes if size != -1)
     if -1 in sizes and device_count % known == 0:
         sizes[sizes.index(-1)] = device_count // known
     if math.prod(sizes) != device_count:
         raise UserError(
-            f"mesh {dict(zip(AXES, sizes))} needs {known} devices or a multiple of them, and there are {device_count}; "
-            "set config.mesh.fsdp=-1 and let the others divide the number of devices"
+            f"mesh {asked} does not fit {device_count} devices; set --config.mesh.fsdp=-1 and let the other sizes "
+            "divide the number of devices"
         )
     return tuple(sizes)
 

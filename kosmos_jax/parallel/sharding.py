@@ -71,7 +71,8 @@ def parameter_specs(shapes: Mapping[str, jax.ShapeDtypeStruct], mesh, shardings=
         spec = getattr(shardings, match_one(path, PARAMETER_RULES, "sharding"))
         spec = (None, *spec) if STACKED.fullmatch(path) else tuple(spec)
         spec += (None,) * (len(leaf.shape) - len(spec))
-        specs[path] = P(*(axis if axis and size % mesh.shape[axis] == 0 else None for axis, size in zip(spec, leaf.shape)))
+        divides = [axis and size % mesh.shape[axis] == 0 for axis, size in zip(spec, leaf.shape, strict=True)]
+        specs[path] = P(*(axis if fits else None for axis, fits in zip(spec, divides, strict=True)))
     return specs
 
 
@@ -98,7 +99,7 @@ def assert_sharded(tree, shardings, mesh, tolerance=0.02):
     sizes = [math.prod(leaf.shape) * leaf.dtype.itemsize for _, leaf in leaves]
     whole = [
         f"{jax.tree_util.keystr(path)} {leaf.shape} ({100 * size / sum(sizes):.1f}% of all bytes)"
-        for (path, leaf), size, sharding in zip(leaves, sizes, jax.tree.leaves(shardings))
+        for (path, leaf), size, sharding in zip(leaves, sizes, jax.tree.leaves(shardings), strict=True)
         if size > tolerance * sum(sizes) and sharding.is_fully_replicated
     ]
     if whole:

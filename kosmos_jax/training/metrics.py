@@ -75,7 +75,9 @@ class Screen:
         self.every = every
         self.steps = steps
         show = sys.stderr.isatty() and jax.process_index() == 0
-        self.bar = tqdm(total=steps, initial=first_step, desc="train", unit="step", dynamic_ncols=True) if show else None
+        self.bar = (
+            tqdm(total=steps, initial=first_step, desc="train", unit="step", dynamic_ncols=True) if show else None
+        )
 
     def show(self, step: int, numbers: dict) -> None:
         parts = {

@@ -56,10 +56,14 @@ def split_frozen(params: Mapping[str, object], frozen_patterns) -> tuple[dict, d
     matches = {path: [p for p in frozen_patterns if re.fullmatch(p, path)] for path in params}
     for pattern in frozen_patterns:
         if not any(pattern in found for found in matches.values()):
-            raise UserError(f"training.frozen: {pattern!r} matches no parameter; paths look like {next(iter(params))!r}")
+            raise UserError(
+                f"training.frozen: {pattern!r} matches no parameter; paths look like {next(iter(params))!r}"
+            )
     for path, found in matches.items():
         if len(found) > 1:
-            raise UserError(f"training.frozen: parameter {path} is matched by {' and '.join(map(repr, found))}; one will do")
+            raise UserError(
+                f"training.frozen: parameter {path} is matched by {' and '.join(map(repr, found))}; one will do"
+            )
     trainable = {path: leaf for path, leaf in params.items() if not matches[path]}
     if not trainable:
         raise UserError("training.frozen matches every parameter; nothing is left to train")

@@ -12,7 +12,17 @@ import jax
 from kosmos_jax.config import to_json
 
 log = logging.getLogger(__name__)
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow", "tensorflow-cpu", "sentencepiece", "numpy")
+PACKAGES = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "tensorflow",
+    "tensorflow-cpu",
+    "sentencepiece",
+    "numpy",
+)
 TOWERS = ("vision", "connector", "decoder", "embedding")
 
 

@@ -95,7 +95,7 @@ def make_train_step(graph, optimizer, config, schedule, source_names):
             "skipped_updates": state.skipped,
             "skipped_in_row": state.skipped_in_row,
         }
-        for name, (total, count) in zip(names, by_source):
+        for name, (total, count) in zip(names, by_source, strict=True):
             metrics[f"loss/{name}"] = total / count
         return state, metrics
 

@@ -60,7 +60,7 @@ def validation_losses(graph, params, config, mixture, mesh, loss_of_batch) -> di
     for _, batch, _ in feed:
         sums += np.asarray(loss_of_batch(params, batch))
     feed.close()
-    return {f"val/{name}": total / max(count, 1) for name, (total, count) in zip(mixture.names, sums)}
+    return {f"val/{name}": total / max(count, 1) for name, (total, count) in zip(mixture.names, sums, strict=True)}
 
 
 def make_loss_of_batch(graph, config, sources: int):
@@ -97,7 +97,7 @@ def train(config, workdir, evaluate=None) -> int:
     tokenizer = make_tokenizer(config, cache)
     if tokenizer.size != config.model.text.vocab_size:
         raise UserError(
-            f"the tokenizer has {tokenizer.size} ids and config.model.text.vocab_size is {config.model.text.vocab_size}; "
+            f"the tokenizer has {tokenizer.size} ids and model.text.vocab_size is {config.model.text.vocab_size}; "
             f"set --config.model.text.vocab_size={tokenizer.size}"
         )
     mixture = Mixture(config, tokenizer, "train", cache, data_shards=row_shards(mesh))
@@ -126,7 +126,10 @@ def train(config, workdir, evaluate=None) -> int:
     )
     loss_of_batch = make_loss_of_batch(graph, config, len(mixture.names))
     meter = Meter(config, abstract.trainable, mixture, mesh)
-    writer, screen = MetricWriter(workdir, config, first_step + 1), Screen(first_step, training.steps, training.log_every)
+    writer, screen = (
+        MetricWriter(workdir, config, first_step + 1),
+        Screen(first_step, training.steps, training.log_every),
+    )
     feed = open_feed(mixture, mesh, first_step, training.steps)
 
     def record(pending):
@@ -146,8 +149,13 @@ def train(config, workdir, evaluate=None) -> int:
         screen.show(step, numbers)
 
     def save(step):
-        checkpoint.save(manager, state, checkpoint.run_record(config, tokenizer, {
-            "seed": config.seed, "next_step": step, "fingerprint": mixture.fingerprint}))
+        checkpoint.save(
+            manager,
+            state,
+            checkpoint.run_record(
+                config, tokenizer, {"seed": config.seed, "next_step": step, "fingerprint": mixture.fingerprint}
+            ),
+        )
 
     pending, step = None, first_step
     try:
@@ -190,8 +198,10 @@ def train(config, workdir, evaluate=None) -> int:
 def _compare_data(before: dict, fingerprint: str) -> None:
     if before["fingerprint"] != fingerprint:
         log.warning(
-            "THE DATA CHANGED since the checkpoint was written (%s, now %s): the run goes on, but it is not the run that "
-            "would have been without the stop", before["fingerprint"], fingerprint
+            "THE DATA CHANGED since the checkpoint was written (%s, now %s): the run goes on, but not as it would have "
+            "gone without the stop",
+            before["fingerprint"],
+            fingerprint,
         )
 
 
@@ -216,9 +226,7 @@ class Meter:
         seconds, self.last = max(now - self.last, 1e-9), now
         tokens, images = stats["text_fill"] * self.places[0], stats["image_fill"] * self.places[1]
         self.skipped.update(stats["skipped"])
-        flops = step_flops(
-            self.config.model, self.paths, self.config.data.seq_len, tokens, images
-        )
+        flops = step_flops(self.config.model, self.paths, self.config.data.seq_len, tokens, images)
         numbers = {
             "step_seconds": seconds,
             "tokens_per_second": tokens / seconds,

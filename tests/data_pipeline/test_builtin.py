@@ -31,7 +31,8 @@ def _pydoc():
 
 
 def test_prose_is_sentences_without_underlines_wrapping_or_code():
-    topic = '\nLambdas\n*******\n\n   lambda_expr ::= "lambda" ":" expression\n\nLambda expressions are\nanonymous functions.\n'
+    topic = '\nLambdas\n*******\n\n   lambda_expr ::= "lambda" ":" expression\n'
+    topic += "\nLambda expressions are\nanonymous functions.\n"
     topic += "\n   def f():\n       return 1\n\n* A point of a list.\n"
     assert builtin.prose(topic) == ["Lambdas.", "Lambda expressions are anonymous functions.", "A point of a list."]
 

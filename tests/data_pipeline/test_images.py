@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from data_pipeline.documents import ImageError
-from data_pipeline.images import augmented, center_crop, decode, squash
+from data_pipeline.images import augmented, center_crop, decode, philox, squash
 
 
 def picture(width: int, height: int) -> Image.Image:
@@ -37,23 +37,31 @@ def test_center_crop_keeps_the_aspect_and_the_middle():
     assert center_crop(picture(31, 77), 16).shape == (16, 16, 3)
 
 
-def test_augmentation_is_a_function_of_its_seed_alone():
+def test_random_streams_are_functions_of_their_seed_and_never_meet():
+    first = philox((0, 1, 2)).random(1000)
+    np.testing.assert_array_equal(first, philox((0, 1, 2)).random(1000))
+    for other in [(1, 1, 2), (0, 2, 2), (0, 1, 3), (0, 1, 2, 1)]:
+        assert not np.isin(first, philox(other).random(1000)).any()
+
+
+def test_augmentation_is_a_function_of_its_draws_and_each_of_them_counts():
     image, config = picture(40, 30), {"crop_scale": (0.5, 1.0), "rotate": 20.0}
-    first = augmented(image, 16, (0, 1, 2, 3), **config)
-    augmented(image, 16, (5, 5), **config)
-    np.testing.assert_array_equal(first, augmented(image, 16, (0, 1, 2, 3), **config))
-    for other in [(1, 1, 2, 3), (0, 2, 2, 3), (0, 1, 3, 3), (0, 1, 2, 4)]:
-        assert (first != augmented(image, 16, other, **config)).any()
+    first = augmented(image, 16, np.full(4, 0.5), **config)
+    np.testing.assert_array_equal(first, augmented(image, 16, np.full(4, 0.5), **config))
+    for changed in range(4):
+        draws = np.where(np.arange(4) == changed, 0.1, 0.5)
+        assert (first != augmented(image, 16, draws, **config)).any()
 
 
 def test_no_augmentation_is_the_centre_crop():
-    np.testing.assert_array_equal(augmented(picture(40, 30), 16, (0,)), center_crop(picture(40, 30), 16))
+    draws = np.array([0.1, 0.2, 0.3, 0.4])
+    np.testing.assert_array_equal(augmented(picture(40, 30), 16, draws), center_crop(picture(40, 30), 16))
 
 
 def test_a_crop_keeps_the_share_of_the_area_that_was_asked_for():
     ramp = np.repeat(np.arange(100, dtype=np.uint8)[None, :, None], 100, 0).repeat(3, 2)
     for n in range(20):
-        crop = augmented(Image.fromarray(ramp), 50, (n,), crop_scale=(0.25, 0.25))
+        crop = augmented(Image.fromarray(ramp), 50, philox((n,)).random(4), crop_scale=(0.25, 0.25))
         assert np.ptp(crop[25].astype(int)) == pytest.approx(50, abs=3)
 
 

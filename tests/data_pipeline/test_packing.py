@@ -78,7 +78,7 @@ def test_waiting_documents_fill_rows_exactly_where_they_can():
 
 
 def test_an_image_that_no_row_can_hold_is_an_error_with_the_numbers():
-    with pytest.raises(ValueError, match="it takes 8 tokens and data.seq_len is 7"):
+    with pytest.raises(ValueError, match="it takes 8 tokens, data.seq_len is 7"):
         pack([[None, 3]], seq_len=7)
     with pytest.raises(ValueError, match="images_per_row is 0"):
         pack([[None, 3]], images_per_row=0)

@@ -6,7 +6,7 @@ from kosmos_jax.errors import UserError
 from kosmos_jax.inference.engine import STOP_INTERVAL, Generator, _is_one_prompt
 from kosmos_jax.model import parameters
 from tests.inference.reference import Reference
-from tests.model.tiny import random_model
+from tests.model.tiny import model_config, random_model
 
 
 def allowed_ids(tokenizer):
@@ -142,9 +142,15 @@ def test_a_list_of_prompts_gives_a_list_of_texts(generator, prompts):
         (dict(temperature=-1.0), "temperature"),
         (dict(top_p=0.0), "top_p"),
         (dict(beams=2, temperature=0.5), "beams"),
-        (dict(max_new_tokens=64), "64 positions"),
     ],
 )
 def test_impossible_options_are_named(generator, options, named):
     with pytest.raises(UserError, match=named):
         generator.generate("The digit is", **options)
+
+
+def test_a_text_beyond_the_last_sinusoid_is_refused(tokenizer):
+    config = model_config(**{"text.vocab_size": tokenizer.size, "text.positions": "sinusoidal"})
+    generator = Generator(config, parameters(random_model(config)), tokenizer)
+    with pytest.raises(UserError, match="64 positions"):
+        generator.generate("The digit is", max_new_tokens=64)

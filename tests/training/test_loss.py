@@ -26,7 +26,7 @@ def test_chunks_change_neither_loss_nor_gradients(chunk):
     hidden, table, targets = example()
     ours = jax.value_and_grad(lambda h, t: 2.5 * cross_entropy(h, t, targets, chunk)[0], argnums=(0, 1))
     plain = jax.value_and_grad(lambda h, t: 2.5 * dense(h, t, targets), argnums=(0, 1))
-    for a, b in zip(jax.tree.leaves(ours(hidden, table)), jax.tree.leaves(plain(hidden, table))):
+    for a, b in zip(jax.tree.leaves(ours(hidden, table)), jax.tree.leaves(plain(hidden, table)), strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-5)
 
 

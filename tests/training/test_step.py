@@ -154,7 +154,8 @@ def test_an_update_that_is_not_finite_is_skipped_and_counted():
         new, metrics = step(state, random_batch())
         assert metrics["skipped_updates"] == metrics["skipped_in_row"] == count
         assert new.step == count
-        for a, b in zip(jax.tree.leaves((new.trainable, new.optimizer)), jax.tree.leaves((state.trainable, state.optimizer))):
+        parts = [jax.tree.leaves((s.trainable, s.optimizer)) for s in (new, state)]
+        for a, b in zip(*parts, strict=True):
             np.testing.assert_array_equal(a, b)
         state = new
 

@@ -1,6 +1,7 @@
 """Whole runs: stopped, killed, damaged and resumed, they end as if nothing had happened."""
 
 import json
+import logging
 import os
 import random
 import signal
@@ -89,12 +90,17 @@ def cut_short(folder: Path, pattern: str):
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
 
 
-@pytest.mark.parametrize("damage", ["params/**/d/*", "training/**/d/*", "params/manifest.ocdbt", "run/metadata"])
+SLOW = [
+    pytest.param(file, marks=pytest.mark.slow) for file in ("training/**/d/*", "params/manifest.ocdbt", "run/metadata")
+]
+
+
+@pytest.mark.parametrize("damage", ["params/**/d/*", *SLOW])
 def test_a_damaged_newest_checkpoint_is_set_aside_loudly(damage, unbroken, cache, tmp_path, caplog):
     train(config(cache, "training.steps=8"), tmp_path)
     assert sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir()) == [4, 8]
     cut_short(tmp_path / "checkpoints" / "8", damage)
-    caplog.clear()
+    caplog.set_level(logging.INFO)
     assert train(config(cache, "training.steps=8"), tmp_path) == 0
     assert "CANNOT BE READ" in caplog.text and "unreadable-8" in caplog.text
     assert "going on from step 4" in caplog.text

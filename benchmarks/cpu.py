@@ -1,0 +1,186 @@
+"""Our model against transformers' Kosmos-2 in PyTorch, on this machine's CPU, in one run.
+
+    python benchmarks/cpu.py [--threads 2] [--repeats 12] [--only generate]
+
+Both are in float32 with random weights, of the same shapes, on the same cores; transformers runs with its default
+attention (SDPA). Runs of the two alternate, so that whatever else the machine does hits both; the table gives the
+median and the least time of each, and the ratio of the medians.
+
+A row of work is a function here that returns (ours, theirs), two functions without arguments that do the work once.
+"""
+
+import argparse
+import os
+import platform
+import statistics
+import time
+from types import SimpleNamespace
+
+V, Q, IMAGE = 8192, 64, 224
+TEXT = dict(width=512, layers=4, heads=8, ffn=2048)
+VISION = dict(width=256, layers=4, heads=4, ffn=1024)
+ROWS, TOKENS = 4, 256  # of the forward pass
+PROMPT, NEW = 71, 64  # <s>, an image, four words; tokens to generate
+
+
+def our_config():
+    from configs import kosmos1
+    from kosmos_jax.config import apply_overrides
+
+    config = kosmos1.get_config().model
+    config.update(dtype="float32", remat="none")
+    config.text.update(vocab_size=V, positions="sinusoidal", dropout=0.1, attention_dropout=0.1, **TEXT)
+    config.vision.update(image_size=IMAGE, patch_size=14, **VISION)
+    config.connector.update(tokens=Q, heads=TEXT["heads"])
+    return apply_overrides(config, [])
+
+
+def their_model():
+    import torch
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    torch.manual_seed(0)
+    text = dict(vocab_size=V, max_position_embeddings=2048, embed_dim=TEXT["width"], layers=TEXT["layers"])
+    text |= dict(ffn_dim=TEXT["ffn"], attention_heads=TEXT["heads"], dropout=0.1, attention_dropout=0.1)
+    vision = dict(hidden_size=VISION["width"], intermediate_size=VISION["ffn"], num_hidden_layers=VISION["layers"])
+    vision |= dict(num_attention_heads=VISION["heads"], image_size=IMAGE, patch_size=14)
+    config = transformers.Kosmos2Config(text_config=text, vision_config=vision, latent_query_num=Q)
+    return transformers.Kosmos2ForConditionalGeneration(config)
+
+
+def random_rows(rows: int, tokens: int):
+    """Ids int[rows, tokens] with one image after <s>, slots int[rows, tokens], pixels uint8[rows, H, W, 3]."""
+    import numpy as np
+
+    draw = np.random.default_rng(0)
+    ids, slots = draw.integers(100, V - 10, (rows, tokens), np.int32), np.full((rows, tokens), -1, np.int32)
+    ids[:, 0], ids[:, 1], ids[:, 2 + Q] = 0, V - 2, V - 1
+    slots[:, 2 : 2 + Q] = np.arange(rows * Q).reshape(rows, Q)
+    return ids, slots, draw.integers(0, 256, (rows, IMAGE, IMAGE, 3), np.uint8)
+
+
+def their_inputs(ids, slots, pixels):
+    import torch
+
+    return dict(
+        input_ids=torch.from_numpy(ids).long(),
+        pixel_values=torch.randn(len(pixels), 3, IMAGE, IMAGE),
+        image_embeds_position_mask=torch.from_numpy(slots >= 0).long(),
+        attention_mask=torch.ones(ids.shape, dtype=torch.long),
+    )
+
+
+def forward(models):
+    """Scores of every token of whole rows, one image in each."""
+    import jax
+    import numpy as np
+    import torch
+
+    from kosmos_jax.model import with_parameters
+
+    ids, slots, pixels = random_rows(ROWS, TOKENS)
+    ones, positions = np.ones_like(ids), np.broadcast_to(np.arange(TOKENS, dtype=np.int32), ids.shape)
+
+    @jax.jit
+    def compiled(params, *batch):
+        model = with_parameters(models.graph, params)
+        return model.logits(model(*batch))
+
+    def ours():
+        jax.block_until_ready(compiled(models.params, ids, ones, positions, slots, pixels))
+
+    inputs = their_inputs(ids, slots, pixels)
+
+    @torch.inference_mode()
+    def theirs():
+        models.torch.eval()(**inputs)
+
+    return ours, theirs
+
+
+def generate(models, rows: int):
+    """Greedy generation of `NEW` tokens for `rows` prompts, each with an image; encoding it is part of the work."""
+    from kosmos_jax.inference.engine import Generator
+    from kosmos_jax.inference.prompts import Encoded
+
+    ids, slots, pixels = random_rows(rows, PROMPT)
+    # Ids go in and come out: of a tokenizer only the layout is needed.
+    layout = SimpleNamespace(bos=0, pad=1, eos=2, unk=3, mask=V - 6, line=V - 3, decode=lambda ids: "")
+    generator = Generator(models.config, models.params, layout)
+    generator._allowed_V = generator._allowed_V.at[layout.eos].set(False)  # nobody ends early
+    prompts = [Encoded(ids[b], slots[b] - (slots[b] >= 0) * b * Q, pixels[b : b + 1]) for b in range(rows)]
+
+    def ours():
+        completions = generator.complete(prompts, max_new_tokens=NEW)
+        assert [len(completion.tokens) for completion in completions] == [NEW] * rows
+
+    inputs = their_inputs(ids, slots, pixels)
+    options = dict(max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False, eos_token_id=None, pad_token_id=1)
+
+    def theirs():
+        assert models.torch.eval().generate(**inputs, **options).shape == (rows, PROMPT + NEW)
+
+    return ours, theirs
+
+
+# Name, function that makes the two contenders, tokens that one run makes or reads.
+WORK = (
+    (f"forward, {ROWS} x {TOKENS} tokens, {ROWS} images", forward, ROWS * TOKENS),
+    (f"generate {NEW} tokens, 1 prompt", lambda models: generate(models, 1), NEW),
+    (f"generate {NEW} tokens, 8 prompts", lambda models: generate(models, 8), 8 * NEW),
+)
+
+
+def measure(contenders, repeats: int) -> list[list[float]]:
+    """Seconds of every run of each contender; they take turns, after two runs each to warm up."""
+    times = [[] for _ in contenders]
+    for repeat in range(-2, repeats):
+        for run, contender in zip(times, contenders, strict=True):
+            start = time.perf_counter()
+            contender()
+            if repeat >= 0:
+                run.append(time.perf_counter() - start)
+            time.sleep(0.05)  # the other library's idle threads stop spinning
+    return times
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--repeats", type=int, default=12)
+    parser.add_argument("--only", default="", help="rows whose name contains this")
+    args = parser.parse_args()
+    # JAX takes as many threads as there are cores that it may use.
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.threads])
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    import jax
+    import torch
+    import transformers
+    from flax import nnx
+
+    from kosmos_jax.model import Kosmos, abstract_model, parameters
+
+    torch.set_num_threads(args.threads)
+    config = our_config()
+    params = jax.jit(lambda: parameters(Kosmos(config, nnx.Rngs(0))))()
+    models = SimpleNamespace(config=config, graph=abstract_model(config)[0], params=params, torch=their_model())
+    ours, theirs = sum(x.size for x in params.values()), sum(p.numel() for p in models.torch.parameters())
+    print(f"{platform.processor() or platform.machine()}, {args.threads} threads, load {os.getloadavg()[0]:.1f}")
+    print(f"jax {jax.__version__}, torch {torch.__version__}, transformers {transformers.__version__}, float32")
+    print(f"parameters: ours {ours / 1e6:.2f}M, transformers {theirs / 1e6:.2f}M\n")
+    print(f"{'':38}{'ours, ms':>18}{'transformers, ms':>20}{'ratio':>8}")
+    print(f"{'':38}{'median  least':>18}{'median  least':>20}")
+    for name, make, tokens in WORK:
+        if args.only not in name:
+            continue
+        ours, theirs = measure(make(models), args.repeats)
+        columns = [f"{statistics.median(run) * 1e3:7.0f}{min(run) * 1e3:7.0f}" for run in (ours, theirs)]
+        ratio = statistics.median(theirs) / statistics.median(ours)
+        speeds = " / ".join(f"{tokens / statistics.median(run):.0f}" for run in (ours, theirs))
+        print(f"{name:38}{columns[0]:>18}{columns[1]:>20}{ratio:8.2f}   {speeds} tokens/s", flush=True)
+    print(f"\nload at the end {os.getloadavg()[0]:.1f}")
+
+
+if __name__ == "__main__":
+    main()

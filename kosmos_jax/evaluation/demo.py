@@ -1,0 +1,36 @@
+"""The end of `make demo`: what the model can do, and what to try next.
+
+python -m kosmos_jax.evaluation.demo out/demo
+"""
+
+import argparse
+from types import SimpleNamespace
+
+from data_pipeline import builtin
+from kosmos_jax.evaluation.command import evaluate
+
+NEXT = """
+Try next:
+  kosmos generate --checkpoint {workdir} --prompt '<image:{one}> {caption}'
+  kosmos generate --checkpoint {workdir} --prompt '<image:{one}> plus <image:{two}> equals' --json
+  kosmos generate --checkpoint {workdir} --prompt '<image:{one}> {label}. <image:{two}>' --beams 3
+  kosmos train --config configs/demo.py --config.training.steps=3000 --workdir out/longer
+"""
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("workdir")
+    workdir = parser.parse_args().workdir.rstrip("/")
+    evaluate(SimpleNamespace(checkpoint=workdir, config=None, overrides=[], split="test"))
+    images, labels = builtin.digits("test")
+    paths = [f"{workdir}/digit_{word}.png" for word in ("one", "two")]
+    for path, image in zip(paths, images, strict=False):
+        with open(path, "wb") as file:
+            file.write(image)
+    label = builtin.LABELS["numeral"](labels[0])
+    print(NEXT.format(workdir=workdir, one=paths[0], two=paths[1], caption=builtin.CAPTION_PROMPT, label=label))
+
+
+if __name__ == "__main__":
+    main()

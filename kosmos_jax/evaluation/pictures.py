@@ -1,0 +1,110 @@
+"""Two pictures: test images with the model's answers, and the losses of a run."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+COLUMNS = 12  # images side by side
+ROWS = 3  # of questions of a task, and one more for wrong answers
+RIGHT_COLOR, WRONG_COLOR = "#222222", "#d62728"
+
+
+def draw_answers(results, path: Path):
+    """The first questions of each task with images, and a row of others that it got wrong.
+
+    Under each stands the model's answer: black when right; when wrong, red with the right word after it.
+
+    Args:
+      results: name -> tasks.Result; at least one has examples.
+      path: of the PNG file.
+    """
+    plt = _pyplot()
+    parts = []
+    for name, result in results.items():
+        if result.examples:
+            per_row = COLUMNS // sum(isinstance(part, bytes) for part in result.examples[0].prompt)
+            first = result.examples[: ROWS * per_row]
+            wrong = [e for e in result.examples[len(first) :] if not e.right][:per_row]
+            title = f"{name}: {result.value:.1%} of {result.n} right"
+            parts.append((title + (" (last row: more of the wrong ones)" if wrong else ""), first, wrong, per_row))
+    heights = [0.45 + 1.2 * (-(-len(first) // per_row) + bool(wrong)) for _, first, wrong, per_row in parts]
+    figure = plt.figure(figsize=(COLUMNS, sum(heights)))
+    panels = figure.subfigures(len(parts), 1, height_ratios=heights, squeeze=False)[:, 0]
+    for panel, height, (title, first, wrong, per_row) in zip(panels, heights, parts, strict=True):
+        rows = -(-len(first) // per_row) + bool(wrong)
+        axes = panel.subplots(rows, per_row, squeeze=False)
+        panel.subplots_adjust(
+            left=0.01, right=0.99, top=1 - 0.4 / height, bottom=0.25 / height, hspace=0.3, wspace=0.08
+        )
+        panel.text(0.01, 1 - 0.1 / height, title, va="top", fontsize=12)
+        for axis in axes.flat:
+            axis.axis("off")
+        for axis, example in [*zip(axes.flat, first, strict=False), *zip(axes[-1], wrong, strict=False)]:
+            axis.imshow(_side_by_side(example.prompt), cmap="gray", vmin=0, vmax=255)
+            text = example.answer if example.right else f"{example.answer} ({example.expected})"
+            color = RIGHT_COLOR if example.right else WRONG_COLOR
+            axis.text(0.5, -0.04, text, transform=axis.transAxes, ha="center", va="top", fontsize=10, color=color)
+    figure.savefig(path, dpi=90)
+    plt.close(figure)
+
+
+def _side_by_side(prompt) -> np.ndarray:
+    images = [Image.open(io.BytesIO(part)).convert("L") for part in prompt if isinstance(part, bytes)]
+    size = max(image.height for image in images)
+    gap = np.full((size, max(1, size // 8)), 255, np.uint8)
+    squares = [np.asarray(image.resize((size, size))) for image in images]
+    return np.concatenate([part for square in squares for part in (gap, square)][1:], axis=1)
+
+
+def draw_losses(metrics: Path, path: Path):
+    """Loss by step of each source: every step faint, a running mean over it, and dots on held-out data.
+
+    Args:
+      metrics: a run's metrics.jsonl; reads its keys loss/<source> and val/<source>.
+      path: of the PNG file.
+    """
+    plt = _pyplot()
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    sources = sorted({key.partition("/")[2] for line in lines for key in line if key.startswith("loss/")})
+    figure, axis = plt.subplots(figsize=(7.5, 4.2), layout="constrained")
+    for source in sources:
+        steps, losses = _series(lines, f"loss/{source}")
+        (line,) = axis.plot(steps, _running_mean(losses), label=source, linewidth=1.6)
+        axis.plot(steps, losses, color=line.get_color(), alpha=0.2, linewidth=0.6)
+        held_out = _series(lines, f"val/{source}")
+        axis.plot(*held_out, "o", color=line.get_color(), markersize=4, markeredgecolor="white", markeredgewidth=0.5)
+    axis.plot([], [], "o", color="gray", markersize=4, label="held out")
+    axis.set(xlabel="step", ylabel="loss (nats per token)", yscale="log")
+    for ticks in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
+        ticks("{x:g}")
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(alpha=0.25)
+    axis.legend(frameon=False)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+def _series(lines, key):
+    found = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
+    return np.array(found, np.float64).reshape(-1, 2).T
+
+
+def _running_mean(values, share=0.02):
+    """The mean of the last 2% of the steps, fewer at the start."""
+    window = max(1, int(len(values) * share))
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    last = np.arange(1, len(values) + 1)
+    first = np.maximum(last - window, 0)
+    return (sums[last] - sums[first]) / (last - first)
+
+
+def _pyplot():
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    return plt

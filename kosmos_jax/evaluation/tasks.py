@@ -1,0 +1,179 @@
+"""Tasks: each takes a generator and held-out data and returns a number, what guessing would reach, and the answers.
+
+The digit tasks ask with the words of data_pipeline/builtin.py, which are those of the training documents. An answer is
+right when its first word is the right one.
+"""
+
+import difflib
+import math
+import re
+from collections import Counter
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from data_pipeline import builtin
+from data_pipeline.sources import make_source
+from kosmos_jax.errors import UserError
+
+SEED = 2302  # of the pairs and examples that are drawn
+ANSWER_TOKENS = 8
+UNIGRAM_DOCUMENTS = 2000  # training documents that the unigram model counts, at most
+
+
+class Example(NamedTuple):
+    """One question with an image: the prompt, the right word and the model's."""
+
+    prompt: tuple[str | bytes, ...]
+    expected: str
+    answer: str
+
+    @property
+    def right(self) -> bool:
+        return self.answer == self.expected
+
+
+class Result(NamedTuple):
+    """What a task measured.
+
+    Attributes:
+      value: accuracy (0 to 1), or perplexity.
+      baseline: the same of the best guess that looks at no image, or of a unigram model.
+      n: questions, or tokens.
+      measure: "accuracy" or "perplexity".
+      examples: the questions with images, in order.
+    """
+
+    value: float
+    baseline: float
+    n: int
+    measure: str = "accuracy"
+    examples: tuple[Example, ...] = ()
+
+
+def caption(generator, config, split: str, examples: int) -> Result:
+    """Which digit an image shows: `<image> The digit is`."""
+    images, labels = builtin.digits(split)
+    prompts = [(image, builtin.CAPTION_PROMPT) for image in images[:examples]]
+    return _ask(generator, prompts, [builtin.WORDS[label] for label in labels[:examples]])
+
+
+def digit_sum(generator, config, split: str, examples: int) -> Result:
+    """`<image> plus <image> equals`: random pairs, every digit of the split as often on the left as on the right."""
+    images, labels = builtin.digits(split)
+    draw = np.random.default_rng(SEED)
+    pairs = list(zip(*(draw.permutation(len(images)) for _ in range(2)), strict=True))[:examples]
+    prompts = [builtin.sum_prompt(images[a], images[b]) for a, b in pairs]
+    return _ask(generator, prompts, [builtin.WORDS[labels[a] + labels[b]] for a, b in pairs])
+
+
+def few_shot(generator, config, split: str, examples: int) -> Result:
+    """Two labelled images show in which words to answer; then comes a third.
+
+    The three styles take turns. Guessing knows the style and says its most frequent label.
+    """
+    images, labels = builtin.digits(split)
+    draw = np.random.default_rng(SEED)
+    prompts, expected = [], []
+    for i in range(min(examples, len(images))):
+        style = list(builtin.LABELS)[i % len(builtin.LABELS)]
+        shown = [(images[j], labels[j]) for j in draw.choice(np.delete(np.arange(len(images)), i), 2, replace=False)]
+        prompts.append(builtin.list_prompt(shown, style, images[i]))
+        expected.append(builtin.LABELS[style](labels[i]))
+    styles = len(builtin.LABELS)
+    guessed = sum(_most_frequent(expected[style::styles]) for style in range(styles))
+    return _ask(generator, prompts, expected)._replace(baseline=guessed / len(expected))
+
+
+def perplexity(generator, config, split: str, examples: int) -> Result:
+    """exp(mean negative log-likelihood per token) of held-out text, document ends included.
+
+    Each document is read in rows as long as in training. The baseline is a unigram model of the training text's tokens,
+    one added to every count.
+    """
+    sources = [source for source in config.data.sources.values() if source.images_per_row == 0]
+    if not sources:
+        raise UserError("the task perplexity needs a source of text: one with images_per_row=0 in config.data.sources")
+    tokenizer = generator.tokenizer
+    held_out = _texts(sources, split, examples, tokenizer)
+    longest = config.data.seq_len - 1  # and <s>
+    rows = [ids[first : first + longest] for ids in held_out for first in range(0, len(ids), longest)]
+    total, n = map(sum, zip(*generator.score([""] * len(rows), rows), strict=True))
+
+    counts = Counter(token for ids in _texts(sources, "train", UNIGRAM_DOCUMENTS, tokenizer) for token in ids)
+    everything = counts.total() + tokenizer.size
+    unigram = sum(math.log((counts[token] + 1) / everything) for ids in held_out for token in ids)
+    return Result(math.exp(-total / n), math.exp(-unigram / n), n, "perplexity")
+
+
+def _texts(sources, split, documents, tokenizer) -> list[list[int]]:
+    """Token ids of the first documents of all sources, </s> at the end of each."""
+    opened = [make_source(source, split) for source in sources]
+    return [
+        [*tokenizer.encode_document(source[i].segments, 0).tokens.tolist(), tokenizer.eos]
+        for source in opened
+        for i in range(min(documents, len(source)))
+    ]
+
+
+def _ask(generator, prompts, expected) -> Result:
+    answers = [first_word(text) for text in generator.generate(prompts, max_new_tokens=ANSWER_TOKENS)]
+    examples = tuple(map(Example, prompts, expected, answers))
+    n = len(examples)
+    return Result(sum(e.right for e in examples) / n, _most_frequent(expected) / n, n, examples=examples)
+
+
+def first_word(text: str) -> str:
+    """What comes before the first space or mark: "seven" of " seven. The"."""
+    return re.match(r"\s*(\w*)", text)[1]
+
+
+def _most_frequent(answers) -> int:
+    return max(Counter(answers).values(), default=0)
+
+
+TASKS: dict[str, Callable] = {"caption": caption, "sum": digit_sum, "few_shot": few_shot, "perplexity": perplexity}
+
+
+def run_tasks(generator, config, split: str) -> dict[str, Result]:
+    """All of `config.evaluation.tasks`, by name.
+
+    Args:
+      generator: inference.engine.Generator.
+      config: the whole config; `evaluation.examples` bounds the questions, or documents, of each task.
+      split: "train", "validation" or "test".
+
+    Raises:
+      UserError: no task of that name, or data that it needs is not there.
+    """
+    results = {}
+    for name in config.evaluation.tasks:
+        if name not in TASKS:
+            nearest = difflib.get_close_matches(name, TASKS, n=1, cutoff=0.0)[0]
+            raise UserError(
+                f"config.evaluation.tasks: no task {name!r}; did you mean {nearest!r}? all: {', '.join(TASKS)}"
+            )
+        results[name] = TASKS[name](generator, config, split, config.evaluation.examples)
+    return results
+
+
+def during_training(split: str = "validation"):
+    """What training calls: (graph, params, config, tokenizer) -> {"caption/accuracy": 0.98, ...}.
+
+    One generator serves all calls, so that only the first one compiles.
+    """
+    generator = None
+
+    def evaluate(graph, params, config, tokenizer) -> dict[str, float]:
+        nonlocal generator
+        from kosmos_jax.inference.engine import Generator
+
+        if generator is None:
+            generator = Generator(config.model, params, tokenizer)
+        else:
+            generator.update(params)
+        results = run_tasks(generator, config, split)
+        return {f"{name}/{result.measure}": result.value for name, result in results.items()}
+
+    return evaluate

@@ -1,0 +1,73 @@
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from data_pipeline.index import load_index, stored
+from data_pipeline.plan import load_plan
+from tests.data_pipeline.demo_data import ListSource
+
+DOCUMENTS = [("The digit is one. The digit is two.",), (b"A", " is one", b"B"), "torn page", ("Three.",)]
+
+
+def test_the_index_is_what_the_tokenizer_says_of_each_document(tokenizer, tmp_path):
+    index = load_index(ListSource(DOCUMENTS), tokenizer, 2, tmp_path, "pages")
+    assert len(index) == 4
+    for i in (0, 1, 3):
+        encoded = tokenizer.encode_document(DOCUMENTS[i], 2)
+        cuts, images = index.document(i)
+        np.testing.assert_array_equal(cuts, encoded.cuts)
+        assert images.tolist() == [int((encoded.image_starts < cut).sum()) for cut in encoded.cuts]
+    assert index.document(1)[1].tolist() == [1, 1, 2]
+
+
+def test_a_record_that_cannot_be_read_has_no_cuts_and_is_counted(tokenizer, tmp_path):
+    index = load_index(ListSource(DOCUMENTS), tokenizer, 2, tmp_path, "pages")
+    assert len(index.document(2)[0]) == 0
+    assert (index.skipped, index.last_skipped) == ({"record": 1}, "list[2]: torn page")
+    plan = load_plan(index, 32, 2, tmp_path)
+    planned = {document for r in range(len(plan)) for document, _, _ in plan.row(r)}
+    assert planned == {0, 1, 3}
+
+
+def test_index_and_plan_are_made_once_and_memory_mapped(tokenizer, tmp_path):
+    first = load_index(ListSource(DOCUMENTS), tokenizer, 2, tmp_path, "pages")
+    plan = load_plan(first, 32, 2, tmp_path)
+    unreadable = ListSource(["gone"] * 4)
+    again = load_index(unreadable, tokenizer, 2, tmp_path, "pages")
+    np.testing.assert_array_equal(first.cuts, again.cuts)
+    assert isinstance(again.cuts, np.memmap)
+    assert load_plan(again, 32, 2, tmp_path).fill == plan.fill
+
+
+@pytest.mark.parametrize("change", ["source", "image_tokens", "name"])
+def test_what_changes_the_lengths_changes_the_key(tokenizer, tmp_path, change):
+    changes = {"source": ListSource(DOCUMENTS, "other"), "image_tokens": 3, "name": "books"}
+    settings = {"source": ListSource(DOCUMENTS), "image_tokens": 2, "name": "pages"}
+
+    def key(settings):
+        return load_index(settings["source"], tokenizer, settings["image_tokens"], tmp_path, settings["name"]).key
+
+    assert key(settings) == key(settings)
+    assert key(settings) != key(settings | {change: changes[change]})
+
+
+def test_of_two_that_build_at_once_the_first_one_wins(tmp_path):
+    folder = tmp_path / "plan"
+
+    def slow_build():
+        stored(folder, lambda: ({"x": np.arange(3)}, {"by": "the first"}))
+        return {"x": np.arange(9)}, {"by": "the second"}
+
+    arrays, facts = stored(folder, slow_build)
+    assert (arrays["x"].tolist(), facts) == ([0, 1, 2], {"by": "the first"})
+    assert [path.name for path in tmp_path.iterdir()] == ["plan"]
+
+
+def test_nothing_but_reading_imports_tensorflow():
+    modules = "documents tokenizer images sources builtin index plan mixture pipeline".split()
+    code = (
+        f"import sys, {', '.join(f'data_pipeline.{module}' for module in modules)}; print('tensorflow' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
