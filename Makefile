@@ -21,7 +21,7 @@ SHELL := /bin/bash
 
 demo: $(VENV)/has-demo
 	$(BIN)/kosmos train --config configs/demo.py --workdir out/demo
-	$(BIN)/kosmos eval --checkpoint out/demo
+	$(BIN)/python -m kosmos_jax.evaluation.demo out/demo
 
 test: $(VENV)/has-test
 	$(BIN)/python -m pytest

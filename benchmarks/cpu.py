@@ -14,61 +14,19 @@ import os
 import platform
 import statistics
 import time
+from functools import partial
 from types import SimpleNamespace
 
-V, Q, IMAGE = 8192, 64, 224
-TEXT = dict(width=512, layers=4, heads=8, ffn=2048)
-VISION = dict(width=256, layers=4, heads=4, ffn=1024)
-ROWS, TOKENS = 4, 256  # of the forward pass
+from contenders import Q, Shape, our_config, random_rows, their_inputs, their_model, train_step
+
+SHAPE = Shape(
+    vocab=8192,
+    text=dict(width=512, layers=4, heads=8, ffn=2048),
+    vision=dict(width=256, layers=4, heads=4, ffn=1024),
+    rows=4,
+    tokens=256,
+)
 PROMPT, NEW = 71, 64  # <s>, an image, four words; tokens to generate
-
-
-def our_config():
-    from configs import kosmos1
-    from kosmos_jax.config import apply_overrides
-
-    config = kosmos1.get_config().model
-    config.update(dtype="float32", remat="none")
-    config.text.update(vocab_size=V, positions="sinusoidal", dropout=0.1, attention_dropout=0.1, **TEXT)
-    config.vision.update(image_size=IMAGE, patch_size=14, **VISION)
-    config.connector.update(tokens=Q, heads=TEXT["heads"])
-    return apply_overrides(config, [])
-
-
-def their_model():
-    import torch
-    import transformers
-
-    transformers.logging.set_verbosity_error()
-    torch.manual_seed(0)
-    text = dict(vocab_size=V, max_position_embeddings=2048, embed_dim=TEXT["width"], layers=TEXT["layers"])
-    text |= dict(ffn_dim=TEXT["ffn"], attention_heads=TEXT["heads"], dropout=0.1, attention_dropout=0.1)
-    vision = dict(hidden_size=VISION["width"], intermediate_size=VISION["ffn"], num_hidden_layers=VISION["layers"])
-    vision |= dict(num_attention_heads=VISION["heads"], image_size=IMAGE, patch_size=14)
-    config = transformers.Kosmos2Config(text_config=text, vision_config=vision, latent_query_num=Q)
-    return transformers.Kosmos2ForConditionalGeneration(config)
-
-
-def random_rows(rows: int, tokens: int):
-    """Ids int[rows, tokens] with one image after <s>, slots int[rows, tokens], pixels uint8[rows, H, W, 3]."""
-    import numpy as np
-
-    draw = np.random.default_rng(0)
-    ids, slots = draw.integers(100, V - 10, (rows, tokens), np.int32), np.full((rows, tokens), -1, np.int32)
-    ids[:, 0], ids[:, 1], ids[:, 2 + Q] = 0, V - 2, V - 1
-    slots[:, 2 : 2 + Q] = np.arange(rows * Q).reshape(rows, Q)
-    return ids, slots, draw.integers(0, 256, (rows, IMAGE, IMAGE, 3), np.uint8)
-
-
-def their_inputs(ids, slots, pixels):
-    import torch
-
-    return dict(
-        input_ids=torch.from_numpy(ids).long(),
-        pixel_values=torch.randn(len(pixels), 3, IMAGE, IMAGE),
-        image_embeds_position_mask=torch.from_numpy(slots >= 0).long(),
-        attention_mask=torch.ones(ids.shape, dtype=torch.long),
-    )
 
 
 def forward(models):
@@ -79,8 +37,8 @@ def forward(models):
 
     from kosmos_jax.model import with_parameters
 
-    ids, slots, pixels = random_rows(ROWS, TOKENS)
-    ones, positions = np.ones_like(ids), np.broadcast_to(np.arange(TOKENS, dtype=np.int32), ids.shape)
+    ids, slots, pixels = random_rows(SHAPE.vocab, SHAPE.rows, SHAPE.tokens)
+    ones, positions = np.ones_like(ids), np.broadcast_to(np.arange(SHAPE.tokens, dtype=np.int32), ids.shape)
 
     @jax.jit
     def compiled(params, *batch):
@@ -104,9 +62,11 @@ def generate(models, rows: int):
     from kosmos_jax.inference.engine import Generator
     from kosmos_jax.inference.prompts import Encoded
 
-    ids, slots, pixels = random_rows(rows, PROMPT)
+    ids, slots, pixels = random_rows(SHAPE.vocab, rows, PROMPT)
     # Ids go in and come out: of a tokenizer only the layout is needed.
-    layout = SimpleNamespace(bos=0, pad=1, eos=2, unk=3, mask=V - 6, line=V - 3, decode=lambda ids: "")
+    layout = SimpleNamespace(
+        bos=0, pad=1, eos=2, unk=3, mask=SHAPE.vocab - 6, line=SHAPE.vocab - 3, decode=lambda ids: ""
+    )
     generator = Generator(models.config, models.params, layout)
     generator._allowed_V = generator._allowed_V.at[layout.eos].set(False)  # nobody ends early
     prompts = [Encoded(ids[b], slots[b] - (slots[b] >= 0) * b * Q, pixels[b : b + 1]) for b in range(rows)]
@@ -124,9 +84,11 @@ def generate(models, rows: int):
     return ours, theirs
 
 
+ROWS_READ = f"{SHAPE.rows} x {SHAPE.tokens} tokens, {SHAPE.rows} images"
 # Name, function that makes the two contenders, tokens that one run makes or reads.
 WORK = (
-    (f"forward, {ROWS} x {TOKENS} tokens, {ROWS} images", forward, ROWS * TOKENS),
+    (f"forward, {ROWS_READ}", forward, SHAPE.rows * SHAPE.tokens),
+    (f"training step, {ROWS_READ}", partial(train_step, SHAPE), SHAPE.rows * SHAPE.tokens),
     (f"generate {NEW} tokens, 1 prompt", lambda models: generate(models, 1), NEW),
     (f"generate {NEW} tokens, 8 prompts", lambda models: generate(models, 8), 8 * NEW),
 )
@@ -162,15 +124,15 @@ def main():
     from kosmos_jax.model import Kosmos, abstract_model, parameters
 
     torch.set_num_threads(args.threads)
-    config = our_config()
+    config = our_config(SHAPE)
     params = jax.jit(lambda: parameters(Kosmos(config, nnx.Rngs(0))))()
-    models = SimpleNamespace(config=config, graph=abstract_model(config)[0], params=params, torch=their_model())
+    models = SimpleNamespace(config=config, graph=abstract_model(config)[0], params=params, torch=their_model(SHAPE))
     ours, theirs = sum(x.size for x in params.values()), sum(p.numel() for p in models.torch.parameters())
     print(f"{platform.processor() or platform.machine()}, {args.threads} threads, load {os.getloadavg()[0]:.1f}")
     print(f"jax {jax.__version__}, torch {torch.__version__}, transformers {transformers.__version__}, float32")
     print(f"parameters: ours {ours / 1e6:.2f}M, transformers {theirs / 1e6:.2f}M\n")
-    print(f"{'':38}{'ours, ms':>18}{'transformers, ms':>20}{'ratio':>8}")
-    print(f"{'':38}{'median  least':>18}{'median  least':>20}")
+    print(f"{'':46}{'ours, ms':>18}{'transformers, ms':>20}{'ratio':>8}")
+    print(f"{'':46}{'median  least':>18}{'median  least':>20}")
     for name, make, tokens in WORK:
         if args.only not in name:
             continue
@@ -178,7 +140,7 @@ def main():
         columns = [f"{statistics.median(run) * 1e3:7.0f}{min(run) * 1e3:7.0f}" for run in (ours, theirs)]
         ratio = statistics.median(theirs) / statistics.median(ours)
         speeds = " / ".join(f"{tokens / statistics.median(run):.0f}" for run in (ours, theirs))
-        print(f"{name:38}{columns[0]:>18}{columns[1]:>20}{ratio:8.2f}   {speeds} tokens/s", flush=True)
+        print(f"{name:46}{columns[0]:>18}{columns[1]:>20}{ratio:8.2f}   {speeds} tokens/s", flush=True)
     print(f"\nload at the end {os.getloadavg()[0]:.1f}")
 
 

@@ -11,16 +11,16 @@ def get_config():
     model.dtype, model.remat = "float32", "none"
     model.text.update(width=128, layers=4, heads=4, ffn=512, vocab_size=1007, dropout=0.0, attention_dropout=0.0)
     model.vision.update(image_size=16, patch_size=4, width=96, layers=3, heads=4, ffn=384)
-    model.connector.update(tokens=4, heads=4, dropout=0.0)
+    model.connector.update(kind="perceiver", tokens=4, heads=4, layers=1, dropout=0.0)
 
     data = config.data
-    data.update(seq_len=128, batch_rows=16, max_skipped=0, decode_threads=2)
+    data.update(seq_len=128, batch_rows=8, max_skipped=0, decode_threads=2)
     data.tokenizer.update(path="", vocab_size=1000)
     augment = dict(crop_scale=(0.85, 1.0), rotate=10.0)
     data.sources = dict(
-        text=dict(kind="pydoc", share=0.25, images_per_row=0),
-        captions=dict(kind="digits", share=0.25, images_per_row=10, augment=augment),
-        interleaved=dict(kind="digit_documents", share=0.5, images_per_row=14, augment=dict(augment)),
+        text=dict(kind="pydoc", share=0.125, images_per_row=0),
+        captions=dict(kind="digits", share=0.5, images_per_row=10, augment=augment),
+        interleaved=dict(kind="digit_documents", share=0.375, images_per_row=14, augment=dict(augment)),
     )
 
     config.training.update(
@@ -33,6 +33,6 @@ def get_config():
         loss_chunk=0,
         frozen=(),  # CLIP's weights are not there: all of it learns
     )
-    config.training.optimizer.update(learning_rate=2e-3, warmup_steps=50)
+    config.training.optimizer.update(learning_rate=1e-3, warmup_steps=50)
     config.evaluation.update(tasks=("caption", "sum", "few_shot", "perplexity"), examples=300)
     return config

@@ -39,9 +39,10 @@ def make_manager(workdir, keep_last=None, keep_every=None) -> ocp.CheckpointMana
     return ocp.CheckpointManager(Path(workdir).absolute() / "checkpoints", options=options, item_names=ITEMS)
 
 
-def run_record(config, tokenizer, data_state: dict) -> dict:
+def run_record(config, tokenizer, abstract_state, data_state: dict) -> dict:
     """The `run` item."""
     return {
+        "arrays": _shapes(abstract_state),
         "config": to_json(config),
         "tokenizer": base64.b64encode(tokenizer.model_bytes).decode(),
         "data": data_state,
@@ -70,6 +71,24 @@ def _abstract(tree, shardings):
     return jax.tree.map(lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), tree, shardings)
 
 
+def _shapes(state) -> dict[str, list[int]]:
+    """Shape of every array of a state by its name, e.g. {".trainable['embedding']": [64007, 2048], ...}."""
+    leaves = jax.tree_util.tree_leaves_with_path(state)
+    return {jax.tree_util.keystr(path): list(leaf.shape) for path, leaf in leaves}
+
+
+def _refuse_other_model(folder, run: dict, abstract_state) -> None:
+    """A checkpoint of another model or optimizer is not damaged; it belongs to another run."""
+    before, now = run["arrays"], _shapes(abstract_state)
+    differ = [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
+    if differ:
+        shown = "; ".join(f"{name} {before.get(name, 'absent')}, now {now.get(name, 'absent')}" for name in differ[:3])
+        raise UserError(
+            f"{folder} holds another model or optimizer than the config ({len(differ)} arrays differ: {shown}). "
+            "Use another --workdir, or the config.json in this one"
+        )
+
+
 def resume(manager, abstract_state, shardings):
     """The newest state that can be read whole, or None when there is no checkpoint.
 
@@ -85,22 +104,25 @@ def resume(manager, abstract_state, shardings):
       (state, run record), or None.
 
     Raises:
-      UserError: there are checkpoints and none can be read.
+      UserError: there are checkpoints and none can be read, or they hold another model.
     """
     wanted = _abstract(abstract_state, shardings)
     steps = sorted(manager.all_steps(), reverse=True)
     for step in steps:
+        folder = Path(manager.directory) / str(step)
         try:
+            run = manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))["run"]
+            _refuse_other_model(folder, run, abstract_state)
             args = {
                 "params": ocp.args.StandardRestore(wanted.parameters),
                 "training": ocp.args.StandardRestore(_training_part(wanted)),
-                "run": ocp.args.JsonRestore(),
             }
             if wanted.average:
                 args["average"] = ocp.args.StandardRestore(wanted.average)
             found = manager.restore(step, args=ocp.args.Composite(**args))
+        except UserError:
+            raise
         except Exception as error:  # noqa: BLE001  Orbax raises many kinds; any of them means: not this one.
-            folder = Path(manager.directory) / str(step)
             aside = folder.with_name(f"unreadable-{step}")
             log.error("CHECKPOINT %s CANNOT BE READ, it is set aside as %s: %s", folder, aside.name, _first_line(error))
             if jax.process_index() == 0:

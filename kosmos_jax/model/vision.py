@@ -57,7 +57,8 @@ class Vision(nnx.Module):
         normal = jax.nn.initializers.normal
         patches = (config.image_size // config.patch_size) ** 2
         self.class_token = nnx.Param(normal(config.width**-0.5)(rngs.params(), (config.width,)))
-        self.positions = nnx.Param(normal(0.02)(rngs.params(), (patches + 1, config.width)))
+        # As OpenAI's: at transformers' 0.02 a tower from scratch takes long to see where a patch lies.
+        self.positions = nnx.Param(normal(config.width**-0.5)(rngs.params(), (patches + 1, config.width)))
         pixels = 3 * config.patch_size**2
         self.patch = linear(pixels, config.width, rngs, dtype, kernel=normal(0.02), use_bias=False)
         self.ln_pre = layer_norm(config.width, rngs, dtype)

@@ -29,11 +29,14 @@ def learning_rate(config, steps: int) -> optax.Schedule:
 
 
 def make_optimizer(config, steps: int) -> optax.GradientTransformation:
-    """Clip by global norm, scale by `config.name`, decay every weight (fairseq excludes none), follow the schedule."""
+    """Clip by global norm, scale by `config.name`, decay every weight (fairseq excludes none), follow the schedule.
+
+    A `clip_norm` of 0 does not clip, as in fairseq.
+    """
     if config.name not in SCALERS:
         raise UserError(f"training.optimizer.name is {config.name!r}; it is one of {', '.join(SCALERS)}")
     return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
+        optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
         SCALERS[config.name](config),
         optax.add_decayed_weights(config.weight_decay),
         optax.scale_by_learning_rate(learning_rate(config, steps)),

@@ -66,7 +66,9 @@ def make_train_step(graph, optimizer, config, schedule, source_names):
             return jax.tree.map(jnp.add, sums, (loss, by_source, gradients)), None
 
         zeros = (jnp.zeros(()), jnp.zeros((len(names), 2)), jax.tree.map(jnp.zeros_like, state.trainable))
-        (loss, by_source, gradients), _ = jax.lax.scan(accumulate, zeros, (batch, keys))
+        # Unrolled when it is one: XLA on CPU runs what is inside a loop on fewer threads.
+        unroll = batch["tokens"].shape[0] == 1
+        (loss, by_source, gradients), _ = jax.lax.scan(accumulate, zeros, (batch, keys), unroll=unroll)
 
         norm = optax.global_norm(gradients)
         good = jnp.isfinite(loss) & jnp.isfinite(norm)

@@ -1,10 +1,7 @@
 """`kosmos train`: from a config to a workdir with checkpoints, and on from where it was stopped."""
 
-import collections
 import logging
-import math
 import signal
-import time
 from functools import partial
 from pathlib import Path
 
@@ -16,10 +13,9 @@ from data_pipeline.mixture import Mixture
 from data_pipeline.pipeline import batches, make_tokenizer
 from kosmos_jax import checkpoint
 from kosmos_jax.errors import UserError
-from kosmos_jax.parallel.hardware import peak_flops
 from kosmos_jax.parallel.mesh import make_mesh, row_shards
 from kosmos_jax.training.feed import Feed, batch_shardings, local_range, place
-from kosmos_jax.training.flops import step_flops
+from kosmos_jax.training.meter import Meter
 from kosmos_jax.training.metrics import MetricWriter, Screen
 from kosmos_jax.training.optimizer import learning_rate, make_optimizer
 from kosmos_jax.training.record import write_run_files
@@ -75,6 +71,53 @@ def make_loss_of_batch(graph, config, sources: int):
     return jax.jit(loss_of_batch)
 
 
+def _make_workdir(workdir) -> Path:
+    if "://" in str(workdir):
+        raise UserError(f"--workdir {workdir}: give a folder, such as a mounted bucket; addresses are not understood")
+    workdir = Path(workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    return workdir
+
+
+def open_data(config, cache, mesh):
+    """Tokenizer, training mixture and held-out mixture.
+
+    Raises:
+      UserError: the model's vocabulary is not the tokenizer's, or data cannot be used.
+    """
+    tokenizer, wanted = make_tokenizer(config, cache), config.model.text.vocab_size
+    if tokenizer.size != wanted:
+        raise UserError(
+            f"the tokenizer has {tokenizer.size} ids and model.text.vocab_size is {wanted}; "
+            f"set --config.model.text.vocab_size={tokenizer.size}"
+        )
+    return tokenizer, *(Mixture(config, tokenizer, split, cache, row_shards(mesh)) for split in ("train", "validation"))
+
+
+def start_or_resume(config, manager, optimizer, abstract, shardings, fingerprint: str):
+    """The newest checkpoint's state, or a fresh one where there is no checkpoint."""
+    resumed = checkpoint.resume(manager, abstract, shardings)
+    if not resumed:
+        if abstract.frozen:
+            log.warning(
+                "%d frozen parameters keep random values, since there is no checkpoint to take them from; "
+                "--config.training.frozen='()' trains them",
+                sum(leaf.size for leaf in abstract.frozen.values()),
+            )
+        make = jax.jit(partial(initial_state, config, optimizer), out_shardings=shardings)
+        return make(jax.random.key(config.seed))
+    state, run = resumed
+    log.info("going on from step %d of %s", int(state.step), manager.directory)
+    if run["data"]["fingerprint"] != fingerprint:
+        log.warning(
+            "THE DATA CHANGED since the checkpoint was written (%s, now %s): the run goes on, but not as it would have "
+            "gone without the stop",
+            run["data"]["fingerprint"],
+            fingerprint,
+        )
+    return state
+
+
 def train(config, workdir, evaluate=None) -> int:
     """Trains until `training.steps`; started again with the same workdir it goes on from the newest checkpoint.
 
@@ -89,31 +132,14 @@ def train(config, workdir, evaluate=None) -> int:
     Raises:
       UserError: whatever the user can put right.
     """
-    workdir = Path(workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
+    workdir = _make_workdir(workdir)
     training = config.training
     mesh = make_mesh(config.mesh)
-    cache = Path(config.data.cache or workdir / "cache")
-    tokenizer = make_tokenizer(config, cache)
-    if tokenizer.size != config.model.text.vocab_size:
-        raise UserError(
-            f"the tokenizer has {tokenizer.size} ids and model.text.vocab_size is {config.model.text.vocab_size}; "
-            f"set --config.model.text.vocab_size={tokenizer.size}"
-        )
-    mixture = Mixture(config, tokenizer, "train", cache, data_shards=row_shards(mesh))
-    held_out = Mixture(config, tokenizer, "validation", cache, data_shards=row_shards(mesh))
-
+    tokenizer, mixture, held_out = open_data(config, Path(config.data.cache or workdir / "cache"), mesh)
     optimizer = make_optimizer(training.optimizer, training.steps)
     graph, abstract, shardings = state_shardings(config, optimizer, mesh)
     manager = checkpoint.make_manager(workdir, training.keep_last, training.keep_every)
-    resumed = checkpoint.resume(manager, abstract, shardings)
-    if resumed:
-        state = resumed[0]
-        log.info("going on from step %d of %s", int(state.step), manager.directory)
-        _compare_data(resumed[1]["data"], mixture.fingerprint)
-    else:
-        make = jax.jit(partial(initial_state, config, optimizer), out_shardings=shardings)
-        state = make(jax.random.key(config.seed))
+    state = start_or_resume(config, manager, optimizer, abstract, shardings, mixture.fingerprint)
     first_step = int(state.step)
     write_run_files(workdir, config, tokenizer, abstract, mixture, mesh)
 
@@ -126,10 +152,8 @@ def train(config, workdir, evaluate=None) -> int:
     )
     loss_of_batch = make_loss_of_batch(graph, config, len(mixture.names))
     meter = Meter(config, abstract.trainable, mixture, mesh)
-    writer, screen = (
-        MetricWriter(workdir, config, first_step + 1),
-        Screen(first_step, training.steps, training.log_every),
-    )
+    writer = MetricWriter(workdir, config, first_step + 1)
+    screen = Screen(first_step, training.steps, training.log_every)
     feed = open_feed(mixture, mesh, first_step, training.steps)
 
     def record(pending):
@@ -149,13 +173,8 @@ def train(config, workdir, evaluate=None) -> int:
         screen.show(step, numbers)
 
     def save(step):
-        checkpoint.save(
-            manager,
-            state,
-            checkpoint.run_record(
-                config, tokenizer, {"seed": config.seed, "next_step": step, "fingerprint": mixture.fingerprint}
-            ),
-        )
+        data_state = {"seed": config.seed, "next_step": step, "fingerprint": mixture.fingerprint}
+        checkpoint.save(manager, state, checkpoint.run_record(config, tokenizer, abstract, data_state))
 
     pending, step = None, first_step
     try:
@@ -193,51 +212,3 @@ def train(config, workdir, evaluate=None) -> int:
         return EXIT_PREEMPTED
     log.info("done: %d steps, weights in %s", step, manager.directory)
     return 0
-
-
-def _compare_data(before: dict, fingerprint: str) -> None:
-    if before["fingerprint"] != fingerprint:
-        log.warning(
-            "THE DATA CHANGED since the checkpoint was written (%s, now %s): the run goes on, but not as it would have "
-            "gone without the stop",
-            before["fingerprint"],
-            fingerprint,
-        )
-
-
-class Meter:
-    """Rates of the last step: tokens, images and model FLOPs a second, and how long it waited for data."""
-
-    def __init__(self, config, trainable, mixture, mesh):
-        self.config = config
-        self.paths = list(trainable)
-        self.places = math.prod(mixture.shapes["tokens"]), math.prod(mixture.shapes["images"][:2])
-        self.skipped = collections.Counter(mixture.skipped)
-        peak = peak_flops(mesh.devices.flat[0])
-        self.peak = peak and peak * mesh.size
-        self.restart()
-
-    def restart(self) -> None:
-        """Forgets the time that passed since the last step, after something that is not training."""
-        self.last = time.perf_counter()
-
-    def rates(self, stats: dict, waited: float) -> dict[str, float]:
-        now = time.perf_counter()
-        seconds, self.last = max(now - self.last, 1e-9), now
-        tokens, images = stats["text_fill"] * self.places[0], stats["image_fill"] * self.places[1]
-        self.skipped.update(stats["skipped"])
-        flops = step_flops(self.config.model, self.paths, self.config.data.seq_len, tokens, images)
-        numbers = {
-            "step_seconds": seconds,
-            "tokens_per_second": tokens / seconds,
-            "images_per_second": images / seconds,
-            "data_wait": min(waited / seconds, 1.0),
-            "text_fill": stats["text_fill"],
-            "image_fill": stats["image_fill"],
-            "skipped_documents": float(self.skipped.total()),
-        }
-        numbers |= {f"skipped/{kind}": float(count) for kind, count in self.skipped.items()}
-        if self.peak:
-            numbers["mfu"] = sum(flops.values()) / seconds / self.peak
-            numbers |= {f"mfu/{tower.replace('/', '_')}": f / seconds / self.peak for tower, f in flops.items()}
-        return numbers

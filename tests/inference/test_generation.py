@@ -1,10 +1,14 @@
 import jax
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
+from ml_collections import ConfigDict
 
 from kosmos_jax.errors import UserError
 from kosmos_jax.inference.engine import STOP_INTERVAL, Generator, _is_one_prompt
 from kosmos_jax.model import parameters
+from kosmos_jax.parallel.mesh import make_mesh
+from kosmos_jax.parallel.sharding import parameter_specs
 from tests.inference.reference import Reference
 from tests.model.tiny import model_config, random_model
 
@@ -154,3 +158,14 @@ def test_a_text_beyond_the_last_sinusoid_is_refused(tokenizer):
     generator = Generator(config, parameters(random_model(config)), tokenizer)
     with pytest.raises(UserError, match="64 positions"):
         generator.generate("The digit is", max_new_tokens=64)
+
+
+def test_weights_spread_over_devices_generate_what_they_do_on_one(config, params, tokenizer, generator, prompts):
+    mesh = make_mesh(ConfigDict(dict(data=1, fsdp=4, tensor=2, context=1)))
+    specs = parameter_specs(params, mesh)
+    spread = {path: jax.device_put(leaf, NamedSharding(mesh, specs[path])) for path, leaf in params.items()}
+    sharded = Generator(config, spread, tokenizer)
+    assert sharded.complete(prompts, max_new_tokens=10) == generator.complete(prompts, max_new_tokens=10)
+    # The copies made for generation are spread as well.
+    kernels = [x for x in jax.tree.leaves(sharded._weights) if x.ndim == 2 and x.size >= 32 * 64]
+    assert kernels and not any(kernel.sharding.is_fully_replicated for kernel in kernels)

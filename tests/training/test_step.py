@@ -181,6 +181,11 @@ def test_the_schedule_rises_to_the_peak_and_falls_to_zero():
     np.testing.assert_allclose(np.diff(rates[3:]), -0.01 / 17, rtol=1e-4)
 
 
+def test_a_clip_norm_of_zero_does_not_clip():
+    _, free = run(tiny_config(**{"training.optimizer.clip_norm": 0.0}), [random_batch()] * 8)
+    assert losses(free)[-1] < losses(free)[0]
+
+
 @pytest.mark.parametrize("name", ["adamw", "lion", "adafactor", "sgd"])
 def test_every_named_optimizer_lowers_the_loss(name):
     rate = {"adamw": 1e-2, "lion": 1e-3, "adafactor": 1e-2, "sgd": 1e-1}[name]
