@@ -114,9 +114,8 @@ def main():
 
     device, shape = jax.devices()[0], shape_of(args)
     best, work = peak_flops(device), flops(shape)
-    print(
-        f"{device.device_kind}; {shape.rows} rows of {shape.tokens} tokens, an image of {IMAGE} px as {Q} tokens in each"
-    )
+    rows = f"{shape.rows} rows of {shape.tokens} tokens"
+    print(f"{device.device_kind}; {rows}, an image ({IMAGE} px, {Q} tokens) in each")
     print(f"{'':14}{'step, ms':>10}{'least':>8}{'tokens/s':>10}{'MFU':>7}{'peak, GiB':>11}")
     medians = {}
     for side in SIDES:

@@ -24,10 +24,11 @@ def get_config():
     )
 
     config.training.update(
-        steps=1500,
-        eval_every=250,
+        steps=1200,
+        log_every=20,
+        eval_every=300,
         eval_batches=4,
-        checkpoint_every=250,
+        checkpoint_every=300,
         keep_last=2,
         keep_every=0,
         loss_chunk=0,
