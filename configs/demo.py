@@ -11,6 +11,8 @@ def get_config():
     model.dtype, model.remat = "float32", "none"
     model.text.update(width=128, layers=4, heads=4, ffn=512, vocab_size=1007, dropout=0.0, attention_dropout=0.0)
     model.vision.update(image_size=16, patch_size=4, width=96, layers=3, heads=4, ffn=384)
+    # From scratch the perceiver sees sooner than the released connector: its LayerNorms lift the features, which have
+    # unit length, to the size of the queries.
     model.connector.update(kind="perceiver", tokens=4, heads=4, layers=1, dropout=0.0)
 
     data = config.data

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipeline.documents import DataError
+from data_pipeline.documents import DataError, RecordError
 from data_pipeline.mixture import Mixture, too_many_skipped
 from data_pipeline.sources import make_source
 from data_pipeline.tensorflow_alone import tensorflow
@@ -135,7 +135,11 @@ def _texts(source) -> Iterator[str]:
     """Text of documents in order, up to `TRAINING_CHARACTERS`: enough for any vocabulary that is trained here."""
     characters = 0
     for i in range(len(source)):
-        for segment in source[i].segments:
+        try:
+            document = source[i]
+        except RecordError:
+            continue  # counted and named when the source is indexed
+        for segment in document.segments:
             if isinstance(segment, str):
                 yield segment
                 characters += len(segment)

@@ -120,10 +120,10 @@ def resume(manager, abstract_state, shardings):
             if wanted.average:
                 args["average"] = ocp.args.StandardRestore(wanted.average)
             found = manager.restore(step, args=ocp.args.Composite(**args))
-        except UserError:
-            raise
+        except (UserError, MemoryError, jax.errors.JaxRuntimeError):
+            raise  # not the checkpoint's fault
         except Exception as error:  # noqa: BLE001  Orbax raises many kinds; any of them means: not this one.
-            aside = folder.with_name(f"unreadable-{step}")
+            aside = _free_name(folder.with_name(f"unreadable-{step}"))
             log.error("CHECKPOINT %s CANNOT BE READ, it is set aside as %s: %s", folder, aside.name, _first_line(error))
             if jax.process_index() == 0:
                 folder.rename(aside)
@@ -133,12 +133,16 @@ def resume(manager, abstract_state, shardings):
         trainable = {path: params[path] for path in abstract_state.trainable}
         frozen = {path: params[path] for path in abstract_state.frozen}
         average = found["average"] if wanted.average else {}
-        return type(abstract_state)(trainable=trainable, frozen=frozen, average=average, **found["training"]), found[
-            "run"
-        ]
+        state = type(abstract_state)(trainable=trainable, frozen=frozen, average=average, **found["training"])
+        return state, run
     if steps:
         raise UserError(f"{manager.directory}: none of the checkpoints {steps} can be read; start in another --workdir")
     return None
+
+
+def _free_name(path: Path) -> Path:
+    names = (path, *(path.with_name(f"{path.name}-{n}") for n in range(2, 1000)))
+    return next(name for name in names if not name.exists())
 
 
 def _first_line(error) -> str:
@@ -200,9 +204,9 @@ def restore(path, shardings_of=None) -> Restored:
 
     directory = step_directory(path)
     try:
-        run = ocp.CheckpointManager(directory.parent, item_names=ITEMS).restore(
-            int(directory.name), args=ocp.args.Composite(run=ocp.args.JsonRestore())
-        )["run"]
+        options = ocp.CheckpointManagerOptions(read_only=True)
+        with ocp.CheckpointManager(directory.parent, options=options, item_names=ITEMS) as manager:
+            run = manager.restore(int(directory.name), args=ocp.args.Composite(run=ocp.args.JsonRestore()))["run"]
         config = from_json(run["config"])
         shapes = abstract_model(config.model)[1]
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])

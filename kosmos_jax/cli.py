@@ -20,9 +20,10 @@ def _train(args) -> int:
 
     # First of all: a mistyped key should not have to wait for JAX.
     config = load_config(args.config, args.overrides)
-    from kosmos_jax.evaluation.tasks import during_training
+    from kosmos_jax.evaluation.tasks import check_names, during_training
     from kosmos_jax.training.trainer import train
 
+    check_names(config.evaluation.tasks)
     return train(config, args.workdir, evaluate=during_training())
 
 

@@ -21,14 +21,18 @@ AT_LEAST = {
     model.vision.layers model.vision.heads model.vision.ffn model.connector.tokens model.connector.heads
     model.connector.layers data.seq_len data.batch_rows data.decode_threads data.prefetch training.steps
     training.microbatches training.log_every training.eval_batches
-    training.checkpoint_every training.keep_last""".split(),
+    training.checkpoint_every training.keep_last
+    evaluation.examples""".split(),
     0: """seed model.vision.top_layers data.max_skipped training.eval_every training.keep_every training.loss_chunk
     training.max_nonfinite training.spike_factor training.optimizer.learning_rate training.optimizer.warmup_steps
-    training.optimizer.eps training.optimizer.weight_decay training.optimizer.clip_norm evaluation.examples""".split(),
+    training.optimizer.eps training.optimizer.weight_decay training.optimizer.clip_norm""".split(),
 }
 # Probabilities and decay rates: 0 is allowed, 1 is not.
 BELOW_ONE = """model.text.dropout model.text.attention_dropout model.connector.dropout training.ema_decay
     training.optimizer.b1 training.optimizer.b2""".split()
+# Of all sources, then of those of kind "tfds".
+SOURCE_KEYS = ("kind", "share", "images_per_row", "augment.crop_scale", "augment.rotate")
+SOURCE_KEYS += ("name", "data_dir", "splits", "template", "interleaved")
 # <s>, <pad>, </s>, <unk> take the place of SentencePiece's three; then come six tags: seven more ids than pieces.
 SPECIAL_IDS, KOSMOS2_IDS = 7, 6 + 1024
 
@@ -97,6 +101,12 @@ def _key_problems(config) -> Iterator[str]:
         for key in ("kind", "share", "images_per_row"):
             if key not in source:
                 yield f"data.sources.{name}.{key} is missing"
+        for key in dotted_keys(source):
+            if not key.startswith("splits.") and key not in SOURCE_KEYS:
+                nearest = nearest_key(key, list(SOURCE_KEYS))
+                yield f"data.sources.{name}.{key} is no key of a source" + (
+                    f"; did you mean {nearest}?" if nearest else ""
+                )
 
 
 def _value(config, key: str):
@@ -106,6 +116,11 @@ def _value(config, key: str):
 
 
 def _single_values(config) -> Iterator[str]:
+    numbers = [*AT_LEAST[0], *AT_LEAST[1], *BELOW_ONE]
+    wrong = [key for key in numbers if not isinstance(_value(config, key), int | float)]
+    if wrong:
+        yield from (f"{key} is {_value(config, key)!r}; it must be a number" for key in wrong)
+        return
     for key, choices in CHOICES.items():
         yield from _not_among(key, _value(config, key), choices)
     for least, keys in AT_LEAST.items():

@@ -4,6 +4,7 @@ python -m kosmos_jax.evaluation.demo out/demo
 """
 
 import argparse
+from pathlib import Path
 from types import SimpleNamespace
 
 from data_pipeline import builtin
@@ -24,12 +25,11 @@ def main():
     workdir = parser.parse_args().workdir.rstrip("/")
     evaluate(SimpleNamespace(checkpoint=workdir, config=None, overrides=[], split="test"))
     images, labels = builtin.digits("test")
-    paths = [f"{workdir}/digit_{word}.png" for word in ("one", "two")]
-    for path, image in zip(paths, images, strict=False):
-        with open(path, "wb") as file:
-            file.write(image)
-    label = builtin.LABELS["numeral"](labels[0])
-    print(NEXT.format(workdir=workdir, one=paths[0], two=paths[1], caption=builtin.CAPTION_PROMPT, label=label))
+    paths = {digit: f"{workdir}/digit_{builtin.WORDS[digit]}.png" for digit in (1, 2)}
+    for digit, path in paths.items():
+        Path(path).write_bytes(images[list(labels).index(digit)])
+    label = builtin.LABELS["numeral"](1)
+    print(NEXT.format(workdir=workdir, one=paths[1], two=paths[2], caption=builtin.CAPTION_PROMPT, label=label))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ The digit tasks ask with the words of data_pipeline/builtin.py, which are those 
 right when its first word is the right one.
 """
 
+import contextlib
 import difflib
 import math
 import re
@@ -14,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data_pipeline import builtin
+from data_pipeline.documents import RecordError
 from data_pipeline.sources import make_source
 from kosmos_jax.errors import UserError
 
@@ -109,12 +111,13 @@ def perplexity(generator, config, split: str, examples: int) -> Result:
 
 def _texts(sources, split, documents, tokenizer) -> list[list[int]]:
     """Token ids of the first documents of all sources, </s> at the end of each."""
-    opened = [make_source(source, split) for source in sources]
-    return [
-        [*tokenizer.encode_document(source[i].segments, 0).tokens.tolist(), tokenizer.eos]
-        for source in opened
-        for i in range(min(documents, len(source)))
-    ]
+    found = []
+    for source in (make_source(source, split) for source in sources):
+        for i in range(min(documents, len(source))):
+            # A record that cannot be read was counted and named when the source was indexed.
+            with contextlib.suppress(RecordError):
+                found.append([*tokenizer.encode_document(source[i].segments, 0).tokens.tolist(), tokenizer.eos])
+    return found
 
 
 def _ask(generator, prompts, expected) -> Result:
@@ -147,15 +150,18 @@ def run_tasks(generator, config, split: str) -> dict[str, Result]:
     Raises:
       UserError: no task of that name, or data that it needs is not there.
     """
-    results = {}
-    for name in config.evaluation.tasks:
+    check_names(config.evaluation.tasks)
+    return {name: TASKS[name](generator, config, split, config.evaluation.examples) for name in config.evaluation.tasks}
+
+
+def check_names(names):
+    """Raises UserError for a name that is no task's: at the start of a run, not at its first evaluation."""
+    for name in names:
         if name not in TASKS:
             nearest = difflib.get_close_matches(name, TASKS, n=1, cutoff=0.0)[0]
             raise UserError(
                 f"config.evaluation.tasks: no task {name!r}; did you mean {nearest!r}? all: {', '.join(TASKS)}"
             )
-        results[name] = TASKS[name](generator, config, split, config.evaluation.examples)
-    return results
 
 
 def during_training(split: str = "validation"):

@@ -16,6 +16,8 @@ from kosmos_jax.model import abstract_model, with_parameters
 
 # Tokens between two looks at the text, when there are stop strings.
 STOP_INTERVAL = 16
+# Tokens, padding included, that are read together at most: the scores of attention need memory for their squares.
+GROUP_TOKENS = 16_384
 
 
 class Completion(NamedTuple):
@@ -196,8 +198,11 @@ class Generator:
         """function(rows, their places) in groups of prompts of similar length; results in the order of the prompts."""
         order = sorted(range(len(encoded)), key=lambda i: len(encoded[i].tokens))
         results = {}
-        for first in range(0, len(order), self.max_rows):
-            places = np.array(order[first : first + self.max_rows])
+        while order:
+            rows = min(self.max_rows, len(order))
+            while rows > 1 and rows * len(encoded[order[rows - 1]].tokens) > GROUP_TOKENS:
+                rows -= 1
+            places, order = np.array(order[:rows]), order[rows:]
             results.update(zip(places.tolist(), function([encoded[i] for i in places], places), strict=True))
         return [results[i] for i in range(len(encoded))]
 

@@ -30,14 +30,16 @@ def merge_images(text_BTD, images_NQD, slots_BT):
         tokens   t  <0> <0>  t   t          <1> <1>  t  <2> <2>
         slots   -1   0   1  -1  -1           2   3  -1   4   5
 
-    A gather and a select, never a scatter, which is slow on TPU; and with no image in the batch (every slot -1) the
-    images' gradient is zero rather than undefined.
+    A gather and a select rather than a scatter, which is slow on TPU. Text asks for a vector beyond the last, which the
+    backward pass drops instead of adding zeros to some image; with no image in the batch (every slot -1) the gradient
+    of the images is zero.
 
     Returns:
       float[B, T, D], the dtype of `text_BTD`.
     """
     flat = rearrange(images_NQD, "n q d -> (n q) d")
-    picked_BTD = jnp.take(flat, jnp.maximum(slots_BT, 0), axis=0)
+    slots_or_beyond_BT = jnp.where(slots_BT >= 0, slots_BT, flat.shape[0])
+    picked_BTD = jnp.take(flat, slots_or_beyond_BT, axis=0, mode="fill", fill_value=0)
     return jnp.where((slots_BT >= 0)[..., None], picked_BTD.astype(text_BTD.dtype), text_BTD)
 
 

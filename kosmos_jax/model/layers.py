@@ -104,5 +104,5 @@ def scan_layers(stacked: nnx.Module, x, *, key=None, remat="none", unroll=1, cal
         return call(nnx.merge(graph, layer_params), x, layer_key), None
 
     if remat != "none":
-        body = jax.checkpoint(body, policy=REMAT_POLICIES[remat], prevent_cse=False)
+        body = jax.checkpoint(body, policy=REMAT_POLICIES[remat], prevent_cse=unroll > 1)
     return jax.lax.scan(body, x, (params, keys), unroll=unroll)[0]

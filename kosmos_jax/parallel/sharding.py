@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import jax
+import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -70,18 +71,23 @@ def parameter_specs(shapes: Mapping[str, jax.ShapeDtypeStruct], mesh, shardings=
     for path, leaf in shapes.items():
         spec = getattr(shardings, match_one(path, PARAMETER_RULES, "sharding"))
         spec = (None, *spec) if STACKED.fullmatch(path) else tuple(spec)
-        spec += (None,) * (len(leaf.shape) - len(spec))
-        divides = [axis and size % mesh.shape[axis] == 0 for axis, size in zip(spec, leaf.shape, strict=True)]
-        specs[path] = P(*(axis if fits else None for axis, fits in zip(spec, divides, strict=True)))
+        specs[path] = fitting(spec, leaf.shape, mesh)
     return specs
 
 
-def like_parameters(tree, specs: Mapping[str, P], mesh):
-    """Shardings for a tree that holds copies of the parameters (optimizer moments, averages) among scalars."""
+def fitting(spec, shape, mesh) -> P:
+    """The spec for a shape, without the axes that do not divide its dimension."""
+    spec = (*spec, *(None,) * (len(shape) - len(spec)))
+    ways = [math.prod(mesh.shape[axis] for axis in np.atleast_1d(axes)) if axes else 1 for axes in spec]
+    return P(*(axes if size % n == 0 else None for axes, n, size in zip(spec, ways, shape, strict=True)))
+
+
+def like_parameters(tree, shapes, specs: Mapping[str, P], mesh):
+    """Shardings for a tree that holds copies of the parameters (optimizer moments, averages) among other arrays."""
 
     def sharding(path, leaf):
         names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey) and key.key in specs]
-        fits = names and len(specs[names[-1]]) == len(leaf.shape)
+        fits = names and shapes[names[-1]].shape == leaf.shape
         return NamedSharding(mesh, specs[names[-1]] if fits else P())
 
     return jax.tree_util.tree_map_with_path(sharding, tree)
@@ -105,7 +111,7 @@ def assert_sharded(tree, shardings, mesh, tolerance=0.02):
     if whole:
         raise UserError(
             f"on mesh {dict(mesh.shape)} these arrays would be copied whole to every device: {'; '.join(whole)}. "
-            "Choose mesh.fsdp and mesh.tensor that divide the model's widths"
+            "Choose mesh.fsdp that divides the model's widths, and mesh.tensor that divides model.text.vocab_size too"
         )
 
 
@@ -114,4 +120,10 @@ def constrain_with(mesh, shardings=None):
     shardings = shardings or Shardings()
     if mesh.size == 1:
         return lambda x, name: x
-    return lambda x, name: jax.lax.with_sharding_constraint(x, NamedSharding(mesh, getattr(shardings, name)))
+
+    def constrain(x, name):
+        return jax.lax.with_sharding_constraint(
+            x, NamedSharding(mesh, fitting(getattr(shardings, name), x.shape, mesh))
+        )
+
+    return constrain

@@ -31,8 +31,8 @@ def _scores(hidden_BtD, table_VD, targets_Bt):
     return scores_BtV, lse_Bt, jnp.where(targets_Bt >= 0, lse_Bt - picked_Bt, 0.0)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3,))
-def cross_entropy(hidden_BTD, table_VD, targets_BT, chunk: int):
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def cross_entropy(hidden_BTD, table_VD, targets_BT, chunk: int, constrain=lambda x, name: x):
     """Negative log-likelihoods of the targets, and their sum; B x T x V scores never exist at once.
 
     The gradients of the *sum* are made in the same pass that makes the loss, chunk by chunk, while the scores are at
@@ -40,14 +40,16 @@ def cross_entropy(hidden_BTD, table_VD, targets_BT, chunk: int):
 
     Args:
       hidden_BTD: float[B, T, D], the decoder's output.
-      table_VD: float[V, D], the embedding table in the dtype of `hidden_BTD`; its gradient is summed in float32.
+      table_VD: float32[V, D], the embedding table; it multiplies in the dtype of `hidden_BTD`, its gradient is float32.
       targets_BT: int32[B, T], the token to predict, -1 for none.
       chunk: tokens of every row that are scored at once; see `chunk_length`.
+      constrain: pins the sharding of the table's gradient, which the compiler would else keep whole on every device.
 
     Returns:
       (float32[], the sum; float32[B, T], each target's own). Only the sum has a gradient.
     """
     size = chunk_length(hidden_BTD.shape[1], chunk)
+    table_VD = table_VD.astype(hidden_BTD.dtype)
 
     def body(_, chunk_inputs):
         return None, _scores(*chunk_inputs[:1], table_VD, chunk_inputs[1])[2]
@@ -56,8 +58,9 @@ def cross_entropy(hidden_BTD, table_VD, targets_BT, chunk: int):
     return nll_BT.sum(), nll_BT
 
 
-def _forward(hidden_BTD, table_VD, targets_BT, chunk):
+def _forward(hidden_BTD, table_VD, targets_BT, chunk, constrain):
     size = chunk_length(hidden_BTD.shape[1], chunk)
+    table_VD = table_VD.astype(hidden_BTD.dtype)
 
     def body(gradient_VD, chunk_inputs):
         hidden_BtD, targets_Bt = chunk_inputs
@@ -67,19 +70,19 @@ def _forward(hidden_BTD, table_VD, targets_BT, chunk):
         error_BtV = jnp.where(targets_Bt[..., None] >= 0, error_BtV, 0.0).astype(hidden_BtD.dtype)
         gradient_BtD = jnp.einsum("btv,vd->btd", error_BtV, table_VD)
         gradient_VD += jnp.einsum("btv,btd->vd", error_BtV, hidden_BtD, preferred_element_type=jnp.float32)
-        return gradient_VD, (nll_Bt, gradient_BtD)
+        return constrain(gradient_VD, "embedding_vd"), (nll_Bt, gradient_BtD)
 
     zero_VD = jnp.zeros(table_VD.shape, jnp.float32)
     inputs = _chunks(hidden_BTD, size), _chunks(targets_BT, size)
     gradient_VD, (nll_CBt, gradient_CBtD) = jax.lax.scan(body, zero_VD, inputs)
     nll_BT = _joined(nll_CBt)
-    return (nll_BT.sum(), nll_BT), (_joined(gradient_CBtD), gradient_VD.astype(table_VD.dtype))
+    return (nll_BT.sum(), nll_BT), (_joined(gradient_CBtD), gradient_VD)
 
 
-def _backward(chunk, gradients, cotangents):
+def _backward(chunk, constrain, gradients, cotangents):
     gradient_BTD, gradient_VD = gradients
     of_sum, _ = cotangents
-    return (gradient_BTD * of_sum).astype(gradient_BTD.dtype), (gradient_VD * of_sum).astype(gradient_VD.dtype), None
+    return (gradient_BTD * of_sum).astype(gradient_BTD.dtype), gradient_VD * of_sum, None
 
 
 cross_entropy.defvjp(_forward, _backward)

@@ -71,6 +71,6 @@ def state_shardings(config, optimizer, mesh):
     graph, shapes = abstract_model(config.model, constrain=constrain_with(mesh))
     specs = parameter_specs(shapes, mesh)
     abstract = jax.eval_shape(lambda: initial_state(config, optimizer, jax.random.key(0)))
-    shardings = like_parameters(abstract, specs, mesh)
+    shardings = like_parameters(abstract, shapes, specs, mesh)
     assert_sharded(abstract, shardings, mesh)
     return graph, abstract, shardings

@@ -30,8 +30,7 @@ def loss_sums(graph, params, batch, sources: int, chunk: int, key=None):
     hidden_BTD = model(
         batch["tokens"], batch["segment_ids"], batch["positions"], batch["slots"], batch["images"], key=key
     )
-    table_VD = model.embedding[...].astype(model.dtype)
-    total, nll_BT = cross_entropy(hidden_BTD, table_VD, batch["targets"], chunk)
+    total, nll_BT = cross_entropy(hidden_BTD, model.embedding[...], batch["targets"], chunk, model.constrain)
     row_sums = jnp.stack([nll_BT.sum(1), (batch["targets"] >= 0).sum(1).astype(jnp.float32)], axis=1)
     return total, jax.ops.segment_sum(jax.lax.stop_gradient(row_sums), batch["row_source"], num_segments=sources)
 
@@ -87,12 +86,13 @@ def make_train_step(graph, optimizer, config, schedule, source_names):
             typical_norm=(1 - memory) * state.typical_norm + memory * norm,
         )
         kept = replace(state, skipped=state.skipped + 1, skipped_in_row=state.skipped_in_row + 1)
+        rate = schedule(state.step - state.skipped)
         state = jax.tree.map(lambda new, old: jnp.where(good, new, old), updated, kept)
         state = replace(state, step=state.step + 1)
         metrics = {
             "loss": loss,
             "grad_norm": norm,
-            "learning_rate": schedule(state.step - 1 - state.skipped),
+            "learning_rate": rate,
             "targets": targets,
             "skipped_updates": state.skipped,
             "skipped_in_row": state.skipped_in_row,

@@ -156,7 +156,7 @@ def train(config, workdir, evaluate=None) -> int:
     screen = Screen(first_step, training.steps, training.log_every)
     feed = open_feed(mixture, mesh, first_step, training.steps)
 
-    def record(pending):
+    def report(pending):
         if pending is None:
             return
         step, metrics, stats, waited = pending
@@ -182,12 +182,12 @@ def train(config, workdir, evaluate=None) -> int:
             for step, batch, stats in feed:
                 step += 1
                 state, metrics = train_step(state, batch)
-                record(pending)  # one step behind: reading this step's numbers would wait for it
+                report(pending)  # one step behind: reading this step's numbers would wait for it
                 pending = step, metrics, stats, feed.waited
-                if preemption.requested:
+                if preemption.requested and step < training.steps:
                     break
                 if training.eval_every and (step % training.eval_every == 0 or step == training.steps):
-                    record(pending)
+                    report(pending)
                     pending = None
                     weights = (state.average or state.trainable) | state.frozen
                     numbers = validation_losses(graph, weights, config, held_out, mesh, loss_of_batch)
@@ -198,16 +198,15 @@ def train(config, workdir, evaluate=None) -> int:
                     meter.restart()
                 if step % training.checkpoint_every == 0 or step == training.steps:
                     save(step)
-            record(pending)
+            report(pending)
             if preemption.requested and manager.latest_step() != step:
                 save(step)
-            manager.wait_until_finished()
     finally:
+        manager.close()  # waits for a save in flight
         feed.close()
         screen.close()
         writer.close()
-    manager.close()
-    if preemption.requested:
+    if preemption.requested and step < training.steps:
         log.info("stopped by SIGTERM after step %d, all saved; the same command goes on from there", step)
         return EXIT_PREEMPTED
     log.info("done: %d steps, weights in %s", step, manager.directory)

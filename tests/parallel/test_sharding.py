@@ -69,6 +69,6 @@ def test_a_large_array_that_would_be_whole_everywhere_is_named():
         "embedding": jax.ShapeDtypeStruct((1001, 63), "float32"),
         "connector/dense/kernel": jax.ShapeDtypeStruct((64, 64), "float32"),
     }
-    shardings = sharding.like_parameters(shapes, sharding.parameter_specs(shapes, mesh), mesh)
+    shardings = sharding.like_parameters(shapes, shapes, sharding.parameter_specs(shapes, mesh), mesh)
     with pytest.raises(UserError, match="copied whole.*embedding.*93"):
         sharding.assert_sharded(shapes, shardings, mesh)

@@ -31,6 +31,7 @@ def compiled(config, devices=1):
         make_train_step(graph, optimizer, config, schedule, ("a", "b")),
         in_shardings=(shardings, batch_shardings(mesh)),
         out_shardings=(shardings, None),
+        compiler_options={"xla_backend_optimization_level": 0},  # compiling takes the time here
     )
     return state, lambda state, batch: step(state, jax.device_put(batch, batch_shardings(mesh)))
 
@@ -54,8 +55,14 @@ def test_the_loss_falls():
     assert losses(history)[-1] < 0.7 * losses(history)[0]
 
 
+def slow(*values):
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
-    "mesh", [dict(fsdp=4, tensor=2), dict(data=2, fsdp=4), dict(data=2, fsdp=2, context=2)], ids=lambda m: str(m)
+    "mesh",
+    [dict(fsdp=4, tensor=2), slow(dict(data=2, fsdp=4)), slow(dict(data=2, fsdp=2, context=2))],
+    ids=["fsdp=4, tensor=2", "data=2, fsdp=4", "data=2, fsdp=2, context=2"],
 )
 def test_eight_devices_learn_what_one_learns(mesh):
     batches = [random_batch(seed=seed) for seed in range(4)]
@@ -70,6 +77,7 @@ def test_eight_devices_learn_what_one_learns(mesh):
     assert kernel.addressable_shards[0].data.size * split == kernel.size
 
 
+@pytest.mark.slow
 def test_dropout_does_not_depend_on_the_mesh():
     overrides = {"model.text.dropout": 0.1, "model.text.attention_dropout": 0.1}
     one = run(tiny_config(**overrides), [random_batch()])[1]
@@ -186,9 +194,9 @@ def test_a_clip_norm_of_zero_does_not_clip():
     assert losses(free)[-1] < losses(free)[0]
 
 
-@pytest.mark.parametrize("name", ["adamw", "lion", "adafactor", "sgd"])
+@pytest.mark.parametrize("name", [slow("lion"), slow("adafactor"), slow("sgd")])
 def test_every_named_optimizer_lowers_the_loss(name):
-    rate = {"adamw": 1e-2, "lion": 1e-3, "adafactor": 1e-2, "sgd": 1e-1}[name]
+    rate = {"lion": 1e-3, "adafactor": 1e-2, "sgd": 1e-1}[name]
     config = tiny_config(**{"training.optimizer.name": name, "training.optimizer.learning_rate": rate})
     _, history = run(config, [random_batch()] * 8)
     assert losses(history)[-1] < losses(history)[0]
