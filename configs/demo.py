@@ -18,7 +18,7 @@ def get_config():
     data = config.data
     data.update(seq_len=128, batch_rows=8, max_skipped=0, decode_threads=2)
     data.tokenizer.update(path="", vocab_size=1000)
-    augment = dict(crop_scale=(0.85, 1.0), rotate=10.0)
+    augment = dict(crop_scale=(0.7, 1.0), rotate=15.0)
     data.sources = dict(
         text=dict(kind="pydoc", share=0.125, images_per_row=0),
         captions=dict(kind="digits", share=0.5, images_per_row=10, augment=augment),

@@ -55,7 +55,7 @@ def workdir(config, tokenizer, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     state = initial_state(config, make_optimizer(config.training.optimizer, 10), jax.random.key(0))
     manager = checkpoint.make_manager(folder)
-    checkpoint.save(manager, state, checkpoint.run_record(config, tokenizer, {}))
+    checkpoint.save(manager, state, checkpoint.run_record(config, tokenizer, state, {}))
     manager.wait_until_finished()
     manager.close()
     draw = np.random.default_rng(0)

@@ -107,6 +107,7 @@ def test_a_damaged_newest_checkpoint_is_set_aside_loudly(damage, unbroken, cache
     assert (tmp_path / "checkpoints" / "8" / "params").is_dir()
 
 
+@pytest.mark.slow
 def test_no_readable_checkpoint_at_all_is_an_error_not_a_fresh_start(cache, tmp_path):
     train(config(cache, "training.steps=4"), tmp_path)
     cut_short(tmp_path / "checkpoints" / "4", "params/**/d/*")
@@ -127,9 +128,9 @@ def test_a_run_that_only_skips_updates_stops_and_says_so(cache, tmp_path):
         train(config(cache, "training.optimizer.learning_rate=1e30", "training.max_nonfinite=2"), tmp_path)
 
 
-def test_a_vocabulary_that_does_not_fit_the_tokenizer_is_named(cache, tmp_path):
+def test_a_vocabulary_that_does_not_fit_the_tokenizer_is_named(unbroken, cache, tmp_path):
     with pytest.raises(UserError, match="vocab_size=407"):
-        train(config(cache, "model.text.vocab_size=500"), tmp_path)
+        train(config(cache, f"data.tokenizer.path={unbroken}/tokenizer.model", "model.text.vocab_size=500"), tmp_path)
 
 
 def test_a_checkpoint_that_is_not_there_is_named(tmp_path):
