@@ -1,0 +1,1 @@
+"""One job description for every scheduler: to come."""
