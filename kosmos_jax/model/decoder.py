@@ -9,7 +9,18 @@ import jax.numpy as jnp
 from flax import nnx
 
 from kosmos_jax.model.attention import Attention, attend, causal_mask
-from kosmos_jax.model.layers import dropout, gelu, layer_norm, linear, scan_layers, split_key, stack, uniform, unstack
+from kosmos_jax.model.layers import (
+    dropout,
+    gelu,
+    layer_norm,
+    linear,
+    scan_layers,
+    split_key,
+    stack,
+    uniform,
+    unpinned,
+    unstack,
+)
 from kosmos_jax.model.positions import xpos
 
 
@@ -69,7 +80,7 @@ class DecoderLayer(nnx.Module):
 class Decoder(nnx.Module):
     """A stack of sub-LN layers and a final LayerNorm; embeddings and the output head belong to `Kosmos`."""
 
-    def __init__(self, config, rngs, dtype, constrain=lambda x, name: x):
+    def __init__(self, config, rngs, dtype, constrain=unpinned):
         self.config = config
         self.dtype = dtype
         self.constrain = constrain

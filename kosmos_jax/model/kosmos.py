@@ -10,7 +10,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from kosmos_jax.model.connector import CONNECTORS
 from kosmos_jax.model.decoder import Decoder
-from kosmos_jax.model.layers import dropout, split_key
+from kosmos_jax.model.layers import dropout, split_key, unpinned
 from kosmos_jax.model.positions import sinusoids
 from kosmos_jax.model.vision import Vision
 
@@ -57,7 +57,7 @@ class Kosmos(nnx.Module):
     vectors. The default does nothing; kosmos_jax.parallel.sharding makes one for a mesh.
     """
 
-    def __init__(self, config, rngs: nnx.Rngs, constrain=lambda x, name: x):
+    def __init__(self, config, rngs: nnx.Rngs, constrain=unpinned):
         text, dtype = config.text, compute_dtype(config.dtype)
         self.config = config
         self.dtype = dtype

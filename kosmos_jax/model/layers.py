@@ -53,6 +53,11 @@ def dropout(x, rate: float, key):
     return jnp.where(jax.random.bernoulli(key, 1.0 - rate, x.shape), x / (1.0 - rate), 0.0).astype(x.dtype)
 
 
+def unpinned(x, name: str):
+    """The `constrain` of a model that lives on one device: leaves every activation where it is."""
+    return x
+
+
 def split_key(key, count: int):
     """`count` independent keys, or as many None when there is nothing to drop out."""
     return [None] * count if key is None else list(jax.random.split(key, count))

@@ -11,6 +11,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from kosmos_jax.errors import UserError
+from kosmos_jax.model.layers import unpinned
 from kosmos_jax.parallel.mesh import ROWS
 
 
@@ -119,7 +120,7 @@ def constrain_with(mesh, shardings=None):
     """A function for the model to pin an activation's sharding by name, e.g. constrain(x_BTD, "act_btd")."""
     shardings = shardings or Shardings()
     if mesh.size == 1:
-        return lambda x, name: x
+        return unpinned
 
     def constrain(x, name):
         return jax.lax.with_sharding_constraint(

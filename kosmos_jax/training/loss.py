@@ -5,6 +5,8 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from kosmos_jax.model.layers import unpinned
+
 
 def _chunks(x_BTx, size: int):
     """[B, T, ...] -> [T / size, B, size, ...]; rows stay whole, so a sharding over B is kept."""
@@ -32,7 +34,7 @@ def _scores(hidden_BtD, table_VD, targets_Bt):
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def cross_entropy(hidden_BTD, table_VD, targets_BT, chunk: int, constrain=lambda x, name: x):
+def cross_entropy(hidden_BTD, table_VD, targets_BT, chunk: int, constrain=unpinned):
     """Negative log-likelihoods of the targets, and their sum; B x T x V scores never exist at once.
 
     The gradients of the *sum* are made in the same pass that makes the loss, chunk by chunk, while the scores are at

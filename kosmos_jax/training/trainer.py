@@ -49,7 +49,7 @@ def open_feed(mixture, mesh, first_step: int, last_step: int) -> Feed:
     return Feed(batches(mixture, first_step, last_step, rows=rows, images=images), to_devices)
 
 
-def validation_losses(graph, params, config, mixture, mesh, loss_of_batch) -> dict[str, float]:
+def validation_losses(params, config, mixture, mesh, loss_of_batch) -> dict[str, float]:
     """Mean loss of each source over `training.eval_batches` held-out batches."""
     sums = np.zeros((len(mixture.names), 2))
     feed = open_feed(mixture, mesh, 0, config.training.eval_batches)
@@ -190,7 +190,7 @@ def train(config, workdir, evaluate=None) -> int:
                     report(pending)
                     pending = None
                     weights = (state.average or state.trainable) | state.frozen
-                    numbers = validation_losses(graph, weights, config, held_out, mesh, loss_of_batch)
+                    numbers = validation_losses(weights, config, held_out, mesh, loss_of_batch)
                     if evaluate:
                         numbers |= evaluate(graph, weights, config, tokenizer)
                     writer.write(step, numbers)
