@@ -13,6 +13,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install
 SHELL := /bin/bash
+# glibc asks Linux for large pages: on CPU, XLA and PyTorch ask for much memory in every step, and clear less of it.
+export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
 .PHONY: .venv demo test test-slow test-all bench lint
 .DELETE_ON_ERROR:

@@ -19,6 +19,7 @@ class Shape(NamedTuple):
     dtype: str = "float32"
     remat: str = "none"
     loss_chunk: int = 0
+    unroll: int = 1
 
 
 def our_config(shape: Shape):
@@ -27,7 +28,7 @@ def our_config(shape: Shape):
     from kosmos_jax.config import apply_overrides
 
     config = kosmos1.get_config().model
-    config.update(dtype=shape.dtype, remat=shape.remat)
+    config.update(dtype=shape.dtype, remat=shape.remat, scan_unroll=shape.unroll)
     config.text.update(vocab_size=shape.vocab, positions="sinusoidal", **shape.text)
     config.vision.update(image_size=IMAGE, patch_size=14, **shape.vision)
     config.connector.update(tokens=Q, heads=shape.text["heads"])

@@ -25,6 +25,7 @@ SHAPE = Shape(
     vision=dict(width=256, layers=4, heads=4, ffn=1024),
     rows=4,
     tokens=256,
+    unroll=4,  # as PyTorch's layers are
 )
 PROMPT, NEW = 71, 64  # <s>, an image, four words; tokens to generate
 

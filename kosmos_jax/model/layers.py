@@ -47,10 +47,18 @@ def quick_gelu(x):
 
 
 def dropout(x, rate: float, key):
-    """Inverted dropout; the identity when `key` is None (evaluation, generation) or `rate` is 0."""
-    if key is None or rate == 0.0:
+    """Inverted dropout; the identity when `key` is None (evaluation, generation) or `rate` is 0.
+
+    The rate is taken to the nearest 1/256 and the scale goes with it: one 32-bit draw then serves four numbers, and
+    drawing is what dropout costs.
+    """
+    kept = round(256 * (1.0 - rate))
+    if key is None or kept == 256:
         return x
-    return jnp.where(jax.random.bernoulli(key, 1.0 - rate, x.shape), x / (1.0 - rate), 0.0).astype(x.dtype)
+    width = x.shape[-1]
+    draws = jax.random.bits(key, (*x.shape[:-1], -(-width // 4)), jnp.uint32)
+    octets = jnp.concatenate([(draws >> shift).astype(jnp.uint8) for shift in (0, 8, 16, 24)], axis=-1)[..., :width]
+    return jnp.where(octets < kept, x * (256 / kept), 0.0).astype(x.dtype)
 
 
 def unpinned(x, name: str):
