@@ -13,6 +13,10 @@ def get_config() -> ConfigDict:
             name="kosmos1",
             seed=0,  # [ours] weights, dropout and the order of the data all follow from it
             model=model(),
+            init=dict(  # weights of a new run; a run that is resumed has its own
+                checkpoint="",  # a checkpoint of the same model, from training or `kosmos import`
+                vision="",  # a file or folder with CLIP's vision tower, as transformers, OpenAI or open_clip publish it
+            ),
             data=data(),
             training=training(),
             mesh=dict(data=1, fsdp=-1, tensor=1, context=1),  # devices along each axis; one of them may be -1: the rest

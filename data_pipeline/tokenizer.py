@@ -26,7 +26,8 @@ KOSMOS2_TAGS = (
     *(f"<patch_index_{i:04d}>" for i in range(1024)),
 )
 REPEATS = 64
-SENTENCE_END = re.compile(r"[.!?]['\"”’)\]]*\s+(?=\S)")
+# Only what SentencePiece's normaliser makes a space of too: a cut elsewhere would change ids.
+SENTENCE_END = re.compile(r"[.!?]['\"”’)\]]*[ \t]+(?=[^\s])")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,6 +13,7 @@ It restores onto any mesh: shapes and shardings come from the caller, each proce
 import base64
 import logging
 import re
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from ml_collections import ConfigDict
 from data_pipeline.tokenizer import Tokenizer
 from kosmos_jax.config import from_json, to_json
 from kosmos_jax.errors import UserError
+from kosmos_jax.model import STACKS, abstract_model
 
 log = logging.getLogger(__name__)
 ITEMS = ("params", "average", "training", "run")
@@ -44,7 +46,7 @@ def run_record(config, tokenizer, abstract_state, data_state: dict) -> dict:
     return {
         "arrays": _shapes(abstract_state),
         "config": to_json(config),
-        "tokenizer": base64.b64encode(tokenizer.model_bytes).decode(),
+        "tokenizer": _encoded(tokenizer),
         "data": data_state,
         "jax": jax.__version__,
     }
@@ -55,16 +57,34 @@ def _training_part(state) -> dict:
     return {name: getattr(state, name) for name in fields}
 
 
+def _weights(params) -> ocp.args.StandardSave:
+    """Every layer of a stack is a piece by itself, which export then reads alone."""
+    axes = {path: (0,) if path.startswith(STACKS) else () for path in params}
+    return ocp.args.StandardSave(params, {path: ocp.SaveArgs(shard_axes=axes[path]) for path in params})
+
+
 def save(manager, state, run: dict) -> None:
     """Starts to save `state` under its step; returns once the arrays are copied to the host."""
     items = {
-        "params": ocp.args.StandardSave(state.parameters),
+        "params": _weights(state.parameters),
         "training": ocp.args.StandardSave(_training_part(state)),
         "run": ocp.args.JsonSave(run),
     }
     if state.average:
-        items["average"] = ocp.args.StandardSave(state.average)
+        items["average"] = _weights(state.average)
     manager.save(int(state.step), args=ocp.args.Composite(**items), force=True)
+
+
+def save_weights(workdir, params, config, tokenizer) -> None:
+    """A checkpoint of weights alone, as step 0: inference, export and `init.checkpoint` take it."""
+    run = {"config": to_json(config), "tokenizer": _encoded(tokenizer), "jax": jax.__version__}
+    items = {"params": _weights(params), "run": ocp.args.JsonSave(run)}
+    with make_manager(workdir) as manager:
+        manager.save(0, args=ocp.args.Composite(**items))
+
+
+def _encoded(tokenizer) -> str:
+    return base64.b64encode(tokenizer.model_bytes).decode()
 
 
 def _abstract(tree, shardings):
@@ -77,9 +97,12 @@ def _shapes(state) -> dict[str, list[int]]:
     return {jax.tree_util.keystr(path): list(leaf.shape) for path, leaf in leaves}
 
 
-def _refuse_other_model(folder, run: dict, abstract_state) -> None:
-    """A checkpoint of another model or optimizer is not damaged; it belongs to another run."""
-    before, now = run["arrays"], _shapes(abstract_state)
+def _refuse_other_model(folder, before: dict[str, list[int]], now: dict[str, list[int]]) -> None:
+    """A checkpoint of another model or optimizer is not damaged; it belongs to another run.
+
+    Args:
+      before, now: shapes of the checkpoint's arrays and of those that are wanted, by name.
+    """
     differ = [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
     if differ:
         shown = "; ".join(f"{name} {before.get(name, 'absent')}, now {now.get(name, 'absent')}" for name in differ[:3])
@@ -112,7 +135,12 @@ def resume(manager, abstract_state, shardings):
         folder = Path(manager.directory) / str(step)
         try:
             run = manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))["run"]
-            _refuse_other_model(folder, run, abstract_state)
+            if "arrays" not in run:
+                raise UserError(
+                    f"{folder} holds weights and no state of a training run; start from it in a new --workdir with "
+                    f"--config.init.checkpoint={folder.parent.parent}"
+                )
+            _refuse_other_model(folder, run["arrays"], _shapes(abstract_state))
             args = {
                 "params": ocp.args.StandardRestore(wanted.parameters),
                 "training": ocp.args.StandardRestore(_training_part(wanted)),
@@ -151,22 +179,27 @@ def _first_line(error) -> str:
 
 
 @dataclass(frozen=True)
-class Restored:
-    """What inference needs of a checkpoint.
+class Record:
+    """The small part of a checkpoint.
 
     Attributes:
       config: the config of the run that made it.
       tokenizer: its tokenizer.
-      params: path -> array; the moving average where there is one.
       step: updates done.
       directory: the step's folder.
     """
 
     config: ConfigDict
     tokenizer: Tokenizer
-    params: dict[str, jax.Array]
     step: int
     directory: Path
+
+
+@dataclass(frozen=True)
+class Restored(Record):
+    """What inference needs of a checkpoint: with `params`, path -> array, the moving average where there is one."""
+
+    params: dict[str, jax.Array]
 
 
 def step_directory(path) -> Path:
@@ -190,6 +223,30 @@ def step_directory(path) -> Path:
     return folder / str(max(steps))
 
 
+def read_record(path) -> Record:
+    """What a checkpoint says of itself, without its arrays.
+
+    Raises:
+      UserError: nothing there, or unreadable.
+    """
+    directory = step_directory(path)
+    with _reading(directory):
+        options = ocp.CheckpointManagerOptions(read_only=True)
+        with ocp.CheckpointManager(directory.parent, options=options, item_names=ITEMS) as manager:
+            run = manager.restore(int(directory.name), args=ocp.args.Composite(run=ocp.args.JsonRestore()))["run"]
+        config = from_json(run["config"])
+        tokenizer = Tokenizer(base64.b64decode(run["tokenizer"]), kosmos2_tags=config.data.tokenizer.kosmos2_tags)
+    return Record(config, tokenizer, int(directory.name), directory)
+
+
+@contextmanager
+def _reading(directory: Path):
+    try:
+        yield
+    except (ValueError, OSError, KeyError) as error:
+        raise UserError(f"{directory} cannot be read as a checkpoint: {_first_line(error)}") from error
+
+
 def restore(path, shardings_of=None) -> Restored:
     """Reads weights, config and tokenizer of a checkpoint.
 
@@ -200,28 +257,32 @@ def restore(path, shardings_of=None) -> Restored:
     Raises:
       UserError: nothing there, or unreadable.
     """
-    from kosmos_jax.model import abstract_model
+    record = read_record(path)
+    shapes = abstract_model(record.config.model)[1]
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    shardings = shardings_of(record.config, shapes) if shardings_of else {name: device for name in shapes}
+    params = restore_weights(record.directory, _abstract(shapes, shardings))
+    return Restored(**vars(record), params=params)
 
+
+def restore_weights(path, wanted: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+    """The weights of a checkpoint; the moving average where there is one.
+
+    Args:
+      path: see `step_directory`.
+      wanted: path -> shape and sharding, all parameters of the model.
+
+    Raises:
+      UserError: nothing there, unreadable, or weights of another model.
+    """
     directory = step_directory(path)
-    try:
-        options = ocp.CheckpointManagerOptions(read_only=True)
-        with ocp.CheckpointManager(directory.parent, options=options, item_names=ITEMS) as manager:
-            run = manager.restore(int(directory.name), args=ocp.args.Composite(run=ocp.args.JsonRestore()))["run"]
-        config = from_json(run["config"])
-        shapes = abstract_model(config.model)[1]
-        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        shardings = shardings_of(config, shapes) if shardings_of else {name: device for name in shapes}
-        with ocp.StandardCheckpointer() as checkpointer:
-            params = checkpointer.restore(directory / "params", _abstract(shapes, shardings))
-            if (directory / "average").is_dir():
-                averaged = [
-                    name for name in shapes if name in checkpointer.metadata(directory / "average").item_metadata
-                ]
-                wanted = {name: shapes[name] for name in averaged}
-                params |= checkpointer.restore(
-                    directory / "average", _abstract(wanted, {name: shardings[name] for name in averaged})
-                )
-    except (ValueError, OSError, KeyError) as error:
-        raise UserError(f"{directory} cannot be read as a checkpoint: {_first_line(error)}") from error
-    tokenizer = Tokenizer(base64.b64decode(run["tokenizer"]), kosmos2_tags=config.data.tokenizer.kosmos2_tags)
-    return Restored(config, tokenizer, params, int(directory.name), directory)
+    averaged = directory / "average"
+    with _reading(directory), ocp.StandardCheckpointer() as checkpointer:
+        stored = checkpointer.metadata(directory / "params").item_metadata
+        before, now = ({name: list(leaf.shape) for name, leaf in tree.items()} for tree in (stored, wanted))
+        _refuse_other_model(directory, before, now)
+        params = checkpointer.restore(directory / "params", wanted)
+        if averaged.is_dir():
+            stored = checkpointer.metadata(averaged).item_metadata
+            params |= checkpointer.restore(averaged, {name: leaf for name, leaf in wanted.items() if name in stored})
+    return params

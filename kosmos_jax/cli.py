@@ -21,9 +21,11 @@ def _train(args) -> int:
     # First of all: a mistyped key should not have to wait for JAX.
     config = load_config(args.config, args.overrides)
     from kosmos_jax.evaluation.tasks import check_names, during_training
+    from kosmos_jax.parallel import distributed
     from kosmos_jax.training.trainer import train
 
     check_names(config.evaluation.tasks)
+    distributed.start(args.coordinator, args.processes, args.process_id)
     return train(config, args.workdir, evaluate=during_training())
 
 
@@ -32,6 +34,10 @@ def _train_arguments(parser):
     parser.add_argument(
         "--workdir", required=True, metavar="DIR", help="for checkpoints and metrics; resumed if it has any"
     )
+    group = parser.add_argument_group("several processes, where neither Slurm, Open MPI nor a TPU pod says it")
+    group.add_argument("--coordinator", default="", metavar="HOST:PORT", help="of process 0")
+    group.add_argument("--processes", type=int, default=0, metavar="N", help="how many there are")
+    group.add_argument("--process-id", type=int, default=-1, metavar="I", help="which one this is, from 0")
 
 
 def _generate(args) -> int:
@@ -82,6 +88,76 @@ def _evaluate_arguments(parser):
     add("--split", default="test", choices=("train", "validation", "test"), help="default: test")
 
 
+def _export(args) -> int:
+    from kosmos_jax.interop.command import export
+
+    return export(args)
+
+
+def _export_arguments(parser):
+    add = parser.add_argument
+    add("--checkpoint", required=True, metavar="DIR", help="a workdir, its checkpoints/, or one step's folder")
+    add(
+        "--to",
+        required=True,
+        choices=("hf-kosmos2", "hf-remote-code", "torch", "torchscale"),
+        help="see docs/pytorch.md",
+    )
+    add("--out", required=True, metavar="DIR", help="a new folder")
+    add("--dtype", default="float32", choices=("float32", "bfloat16", "float16"), help="default: float32")
+    add("--max-shard-size", default="5GB", metavar="SIZE", help="of one file, such as 500MB; default: 5GB")
+    add("--verify", action="store_true", help="load the result in PyTorch and compare its numbers with JAX's")
+
+
+def _import(args) -> int:
+    from kosmos_jax.interop.command import import_
+
+    return import_(args)
+
+
+def _import_arguments(parser):
+    add = parser.add_argument
+    kinds = ("hf-kosmos2", "unilm", "clip", "hf-remote-code", "torch")
+    add("--from", required=True, choices=kinds, dest="kind", help="see docs/pytorch.md")
+    add("--source", required=True, metavar="PATH", help="a file of weights, or a folder with them")
+    add("--out", required=True, metavar="DIR", help="a new workdir")
+    add(
+        "--config",
+        metavar="FILE",
+        help="for what the weights do not say; default: configs/kosmos2.py (clip: kosmos1.py)",
+    )
+    add("--tokenizer", metavar="FILE", help="SentencePiece model; default: sentencepiece.bpe.model beside the weights")
+    add("--vocab-size", type=int, default=0, metavar="N", help="drop ids at the end, or add some; default: as it is")
+
+
+def _plan(args) -> int:
+    from kosmos_jax.planning.command import plan
+
+    return plan(args)
+
+
+def _plan_arguments(parser):
+    add = parser.add_argument
+    add("--config", required=True, metavar="FILE", help="a Python file with get_config()")
+    add("--topology", required=True, metavar="CHIP:SHAPE", help="v5p:4x4x4, v5e:16x16, h100:8x8 (hosts x GPUs)")
+    add("--slices", type=int, default=1, metavar="N", help="TPU slices; default: 1")
+    add("--mesh", default="", metavar="NAME", help="fsdp, hsdp, fsdp_tp, fsdp_cp, ...; default: the config's")
+    add("--fit", action="store_true", help="search remat, microbatches and mesh for the fastest that fits")
+    add("--json", metavar="FILE", help="write the figures there too")
+
+
+def _launch(args) -> int:
+    from launch.command import launch
+
+    return launch(args)
+
+
+def _launch_arguments(parser):
+    from launch.command import add_arguments
+
+    add_arguments(parser)
+
+
 class Verb(NamedTuple):
     summary: str
     add_arguments: Callable[[argparse.ArgumentParser], None]
@@ -93,6 +169,10 @@ VERBS = {
     "train": Verb("train a model, or go on with a run that was stopped", _train_arguments, _train, has_config=True),
     "generate": Verb("continue prompts of text and images", _generate_arguments, _generate),
     "eval": Verb("measure a checkpoint on held-out data", _evaluate_arguments, _evaluate, has_config=True),
+    "export": Verb("write a checkpoint for PyTorch", _export_arguments, _export),
+    "plan": Verb("compile a run for hardware that is not here", _plan_arguments, _plan, has_config=True),
+    "launch": Verb("submit a training job to a scheduler", _launch_arguments, _launch),
+    "import": Verb("make a checkpoint of published weights", _import_arguments, _import, has_config=True),
 }
 
 
@@ -156,6 +236,7 @@ def main(argv: list[str] | None = None) -> int:
     """
     args = parse(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns of its own defaults at every checkpoint
     for package in ("kosmos_jax", "data_pipeline"):
         logging.getLogger(package).setLevel(logging.INFO)
     try:

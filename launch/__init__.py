@@ -1,1 +1,1 @@
-"""One job description for every scheduler: to come."""
+"""One description of a job, and a text for each scheduler that can run it."""

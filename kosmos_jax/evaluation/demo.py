@@ -15,6 +15,7 @@ Try next:
   kosmos generate --checkpoint {workdir} --prompt '<image:{one}> {caption}'
   kosmos generate --checkpoint {workdir} --prompt '<image:{one}> plus <image:{two}> equals' --json
   kosmos generate --checkpoint {workdir} --prompt '<image:{one}> {label}. <image:{two}>' --beams 3
+  kosmos export --checkpoint {workdir} --to hf-remote-code --out {workdir}-pytorch   # pip install 'kosmos_jax[torch]'
   kosmos train --config configs/demo.py --config.training.steps=3000 --workdir out/longer
 """
 

@@ -12,6 +12,6 @@ Shapes are written as a suffix of the array's name, one letter for each dimensio
 Read in this order: `positions`, `attention`, `decoder`, `vision`, `connector`, `kosmos`.
 """
 
-from kosmos_jax.model.kosmos import Kosmos, abstract_model, merge_images, parameters, with_parameters
+from kosmos_jax.model.kosmos import STACKS, Kosmos, abstract_model, merge_images, parameters, with_parameters
 
-__all__ = ["Kosmos", "abstract_model", "merge_images", "parameters", "with_parameters"]
+__all__ = ["STACKS", "Kosmos", "abstract_model", "merge_images", "parameters", "with_parameters"]

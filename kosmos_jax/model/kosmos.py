@@ -15,6 +15,8 @@ from kosmos_jax.model.positions import sinusoids
 from kosmos_jax.model.vision import Vision
 
 PAD = 1
+# Paths of the modules whose every parameter has a leading axis of layers.
+STACKS = ("decoder/layers", "connector/layers", "vision/trunk", "vision/top")
 
 
 def merge_images(text_BTD, images_NQD, slots_BT):

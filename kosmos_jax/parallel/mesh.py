@@ -1,8 +1,12 @@
 """The device mesh: four named axes, sizes by config."""
 
+import difflib
 import math
+from collections.abc import Callable
 
 import jax
+import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType
 
 from kosmos_jax.errors import UserError
@@ -10,6 +14,43 @@ from kosmos_jax.errors import UserError
 AXES = ("data", "fsdp", "tensor", "context")
 # The axes that split the rows of a batch.
 ROWS = ("data", "fsdp")
+
+
+def _four(devices: int) -> int:
+    """The ways in which presets split layers or sequences: 4, or 2 or 1 where 4 does not divide."""
+    return math.gcd(devices, 4)
+
+
+# Meshes by name: (n devices joined by the fast network, s such groups) -> sizes of `AXES`. A group is a TPU slice or a
+# host of GPUs. "fsdp" keeps one copy of the state in all, "hsdp" one in each group, so that the slow network carries
+# only gradients; "_tp" splits layers too, "_cp" sequences, both inside a group.
+PRESETS: dict[str, Callable[[int, int], tuple[int, int, int, int]]] = {
+    "dp": lambda n, s: (n * s, 1, 1, 1),
+    "fsdp": lambda n, s: (1, n * s, 1, 1),
+    "hsdp": lambda n, s: (s, n, 1, 1),
+    "fsdp_tp": lambda n, s: (1, n * s // _four(n), _four(n), 1),
+    "hsdp_tp": lambda n, s: (s, n // _four(n), _four(n), 1),
+    "fsdp_cp": lambda n, s: (1, n * s // _four(n), 1, _four(n)),
+    "hsdp_cp": lambda n, s: (s, n // _four(n), 1, _four(n)),
+}
+
+
+def preset(name: str, devices: int, groups: int) -> dict[str, int]:
+    """The sizes of a preset, as `config.mesh` holds them.
+
+    Args:
+      name: one of `PRESETS`.
+      devices: of each group that the fast network joins: a TPU slice, a host of GPUs.
+      groups: how many there are.
+
+    Raises:
+      UserError: there is no such preset.
+    """
+    if name not in PRESETS:
+        nearest = difflib.get_close_matches(name, PRESETS, n=1)
+        hint = f"; did you mean {nearest[0]}?" if nearest else f"; there are {', '.join(PRESETS)}"
+        raise UserError(f"no mesh is called {name!r}{hint}")
+    return dict(zip(AXES, PRESETS[name](devices, groups), strict=True))
 
 
 def axis_sizes(config, device_count: int) -> tuple[int, ...]:
@@ -36,11 +77,38 @@ def axis_sizes(config, device_count: int) -> tuple[int, ...]:
 def make_mesh(config, devices=None) -> jax.sharding.Mesh:
     """The mesh of `config.mesh` over all devices, or over those given.
 
+    Neighbours in the mesh are neighbours in the torus of a TPU slice. Slices, which the slow network of the data center
+    joins, stand along `data`, or along `fsdp` where they do not divide `data`. GPUs keep JAX's order, host after host,
+    so the axes named last stay inside a host.
+
     Axis types are Auto: the compiler propagates shardings from parameters, batch and the few constraints in the model.
+
+    Raises:
+      UserError: the sizes do not fit the devices.
     """
-    devices = jax.devices() if devices is None else devices
+    devices = jax.devices() if devices is None else list(devices)
     sizes = axis_sizes(config, len(devices))
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    if devices[0].platform == "tpu":
+        over_slices = _over_slices(sizes, len({getattr(device, "slice_index", 0) for device in devices}))
+        inside = tuple(size // slices for size, slices in zip(sizes, over_slices, strict=True))
+        if math.prod(over_slices) > 1:
+            grid = mesh_utils.create_hybrid_device_mesh(inside, over_slices, devices, allow_split_physical_axes=True)
+        else:
+            grid = mesh_utils.create_device_mesh(inside, devices, allow_split_physical_axes=True)
+    else:
+        grid = np.array(devices).reshape(sizes)
+    return jax.sharding.Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _over_slices(sizes: tuple[int, ...], slices: int) -> tuple[int, ...]:
+    """How many ways each of `AXES` is split by slices."""
+    for axis in ("data", "fsdp"):
+        if sizes[AXES.index(axis)] % slices == 0:
+            return tuple(slices if name == axis else 1 for name in AXES)
+    raise UserError(
+        f"mesh {dict(zip(AXES, sizes, strict=True))}: {slices} slices have to divide mesh.data, or else mesh.fsdp; set "
+        f"--config.mesh.data={slices}"
+    )
 
 
 def row_shards(mesh) -> int:

@@ -1,6 +1,6 @@
 """All that changes from step to step, and how it comes to be on a mesh."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -57,6 +57,16 @@ def initial_state(config, optimizer, key) -> TrainState:
         skipped_in_row=jnp.copy(zero),
         typical_norm=jnp.zeros((), jnp.float32),
     )
+
+
+def replace_parameters(state: TrainState, given: dict[str, jax.Array]) -> TrainState:
+    """A fresh state with some of its parameters given from elsewhere."""
+
+    def mixed(params):
+        return {path: given.get(path, array) for path, array in params.items()}
+
+    average = {path: jnp.copy(given.get(path, array)) for path, array in state.average.items()}
+    return replace(state, trainable=mixed(state.trainable), frozen=mixed(state.frozen), average=average)
 
 
 def state_shardings(config, optimizer, mesh):

@@ -1,42 +1,32 @@
 """`kosmos train`: from a config to a workdir with checkpoints, and on from where it was stopped."""
 
 import logging
-import signal
 from functools import partial
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from data_pipeline.mixture import Mixture
 from data_pipeline.pipeline import batches, make_tokenizer
 from kosmos_jax import checkpoint
 from kosmos_jax.errors import UserError
+from kosmos_jax.parallel.distributed import Preemption, main_process_first
 from kosmos_jax.parallel.mesh import make_mesh, row_shards
+from kosmos_jax.training.compile import Step, make_step
 from kosmos_jax.training.feed import Feed, batch_shardings, local_range, place
 from kosmos_jax.training.meter import Meter
 from kosmos_jax.training.metrics import MetricWriter, Screen
-from kosmos_jax.training.optimizer import learning_rate, make_optimizer
 from kosmos_jax.training.record import write_run_files
-from kosmos_jax.training.state import initial_state, state_shardings
-from kosmos_jax.training.step import loss_sums, make_train_step
+from kosmos_jax.training.state import initial_state, replace_parameters
+from kosmos_jax.training.step import loss_sums
 
 log = logging.getLogger(__name__)
 # EX_TEMPFAIL of sysexits.h: stopped by a signal, all saved, run the same command to go on.
 EXIT_PREEMPTED = 75
-
-
-class Preemption:
-    """Remembers that SIGTERM came, so that the loop can end between two steps."""
-
-    def __enter__(self):
-        self.requested = False
-        self._previous = signal.signal(signal.SIGTERM, lambda *_: setattr(self, "requested", True))
-        return self
-
-    def __exit__(self, *_):
-        signal.signal(signal.SIGTERM, self._previous)
 
 
 def open_feed(mixture, mesh, first_step: int, last_step: int) -> Feed:
@@ -59,7 +49,7 @@ def validation_losses(params, config, mixture, mesh, loss_of_batch) -> dict[str,
     return {f"val/{name}": total / max(count, 1) for name, (total, count) in zip(mixture.names, sums, strict=True)}
 
 
-def make_loss_of_batch(graph, config, sources: int):
+def make_loss_of_batch(graph, config, sources: int, mesh):
     """jit of (params, batch) -> float32[sources, 2], without dropout: the held-out twin of the training loss."""
 
     def loss_of_batch(params, batch):
@@ -68,7 +58,7 @@ def make_loss_of_batch(graph, config, sources: int):
 
         return jax.lax.scan(body, jnp.zeros((sources, 2)), batch)[0]
 
-    return jax.jit(loss_of_batch)
+    return jax.jit(loss_of_batch, out_shardings=NamedSharding(mesh, P()))
 
 
 def _make_workdir(workdir) -> Path:
@@ -94,18 +84,41 @@ def open_data(config, cache, mesh):
     return tokenizer, *(Mixture(config, tokenizer, split, cache, row_shards(mesh)) for split in ("train", "validation"))
 
 
-def start_or_resume(config, manager, optimizer, abstract, shardings, fingerprint: str):
+def given_parameters(config, abstract, shardings) -> dict[str, jax.Array]:
+    """What `config.init` names, on the mesh: each process reads only what it holds.
+
+    Raises:
+      UserError: it cannot be read or is of another model.
+    """
+    wanted = jax.tree.map(
+        lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s),
+        abstract.parameters,
+        shardings.parameters,
+    )
+    given = {}
+    if config.init.checkpoint:
+        given |= checkpoint.restore_weights(config.init.checkpoint, wanted)
+    if config.init.vision:
+        from kosmos_jax.interop.importing import vision_parameters
+
+        given |= vision_parameters(config.init.vision, config.model, wanted)
+    left = sum(leaf.size for path, leaf in abstract.frozen.items() if path not in given)
+    if left:
+        log.warning(
+            "%d frozen parameters keep random values: --config.init.vision=FILE takes CLIP's, and "
+            "--config.training.frozen='()' trains them",
+            left,
+        )
+    return given
+
+
+def start_or_resume(config, manager, made: Step, fingerprint: str):
     """The newest checkpoint's state, or a fresh one where there is no checkpoint."""
-    resumed = checkpoint.resume(manager, abstract, shardings)
+    resumed = checkpoint.resume(manager, made.abstract, made.shardings)
     if not resumed:
-        if abstract.frozen:
-            log.warning(
-                "%d frozen parameters keep random values, since there is no checkpoint to take them from; "
-                "--config.training.frozen='()' trains them",
-                sum(leaf.size for leaf in abstract.frozen.values()),
-            )
-        make = jax.jit(partial(initial_state, config, optimizer), out_shardings=shardings)
-        return make(jax.random.key(config.seed))
+        make = jax.jit(partial(initial_state, config, made.optimizer), out_shardings=made.shardings)
+        given = given_parameters(config, made.abstract, made.shardings)
+        return replace_parameters(make(jax.random.key(config.seed)), given)
     state, run = resumed
     log.info("going on from step %d of %s", int(state.step), manager.directory)
     if run["data"]["fingerprint"] != fingerprint:
@@ -135,22 +148,16 @@ def train(config, workdir, evaluate=None) -> int:
     workdir = _make_workdir(workdir)
     training = config.training
     mesh = make_mesh(config.mesh)
-    tokenizer, mixture, held_out = open_data(config, Path(config.data.cache or workdir / "cache"), mesh)
-    optimizer = make_optimizer(training.optimizer, training.steps)
-    graph, abstract, shardings = state_shardings(config, optimizer, mesh)
+    cache = Path(config.data.cache or workdir / "cache")
+    tokenizer, mixture, held_out = main_process_first(partial(open_data, config, cache, mesh))
+    made = make_step(config, mesh)
+    graph, abstract = made.graph, made.abstract
     manager = checkpoint.make_manager(workdir, training.keep_last, training.keep_every)
-    state = start_or_resume(config, manager, optimizer, abstract, shardings, mixture.fingerprint)
+    state = start_or_resume(config, manager, made, mixture.fingerprint)
     first_step = int(state.step)
     write_run_files(workdir, config, tokenizer, abstract, mixture, mesh)
 
-    schedule = learning_rate(training.optimizer, training.steps)
-    train_step = jax.jit(
-        make_train_step(graph, optimizer, config, schedule, mixture.names),
-        donate_argnums=0,
-        in_shardings=(shardings, batch_shardings(mesh)),
-        out_shardings=(shardings, None),
-    )
-    loss_of_batch = make_loss_of_batch(graph, config, len(mixture.names))
+    loss_of_batch = make_loss_of_batch(graph, config, len(mixture.names), mesh)
     meter = Meter(config, abstract.trainable, mixture, mesh)
     writer = MetricWriter(workdir, config, first_step + 1)
     screen = Screen(first_step, training.steps, training.log_every)
@@ -176,22 +183,23 @@ def train(config, workdir, evaluate=None) -> int:
         data_state = {"seed": config.seed, "next_step": step, "fingerprint": mixture.fingerprint}
         checkpoint.save(manager, state, checkpoint.run_record(config, tokenizer, abstract, data_state))
 
-    pending, step = None, first_step
+    pending, step, stopping = None, first_step, False
     try:
         with Preemption() as preemption:
             for step, batch, stats in feed:
                 step += 1
-                state, metrics = train_step(state, batch)
+                state, metrics = made.function(state, batch)
                 report(pending)  # one step behind: reading this step's numbers would wait for it
                 pending = step, metrics, stats, feed.waited
-                if preemption.requested and step < training.steps:
+                stopping = preemption.requested(step) and step < training.steps
+                if stopping:
                     break
                 if training.eval_every and (step % training.eval_every == 0 or step == training.steps):
                     report(pending)
                     pending = None
                     weights = (state.average or state.trainable) | state.frozen
                     numbers = validation_losses(weights, config, held_out, mesh, loss_of_batch)
-                    if evaluate:
+                    if evaluate and jax.process_count() == 1:  # generation reads weights that one process holds
                         numbers |= evaluate(graph, weights, config, tokenizer)
                     writer.write(step, numbers)
                     log.info("step %d  %s", step, "  ".join(f"{name} {value:.3f}" for name, value in numbers.items()))
@@ -199,14 +207,14 @@ def train(config, workdir, evaluate=None) -> int:
                 if step % training.checkpoint_every == 0 or step == training.steps:
                     save(step)
             report(pending)
-            if preemption.requested and manager.latest_step() != step:
+            if stopping and manager.latest_step() != step:
                 save(step)
     finally:
         manager.close()  # waits for a save in flight
         feed.close()
         screen.close()
         writer.close()
-    if preemption.requested and step < training.steps:
+    if stopping:
         log.info("stopped by SIGTERM after step %d, all saved; the same command goes on from there", step)
         return EXIT_PREEMPTED
     log.info("done: %d steps, weights in %s", step, manager.directory)

@@ -1,8 +1,5 @@
 """The decoder with xPos and sub-LN gives the numbers of the paper's own library, torchscale."""
 
-import sys
-from types import ModuleType
-
 import numpy as np
 import pytest
 import torch
@@ -11,22 +8,13 @@ from flax.traverse_util import flatten_dict
 
 from tests.model import torch_weights as weights
 from tests.model.tiny import logits_of, model_config, random_model
-
-# torchscale asks for versions of fairscale and timm that no longer install beside a current PyTorch, for three names
-# that a dense decoder on one device never calls. It is installed without them, and imported with empty ones.
-NEVER_CALLED = {"fairscale.nn": ("checkpoint_wrapper", "wrap"), "timm.models.layers": ("drop_path",)}
+from tests.model.torchscale_alone import torchscale_alone
 
 
 @pytest.fixture(scope="module")
 def torchscale():
-    with pytest.MonkeyPatch.context() as patch:
-        for path, names in NEVER_CALLED.items():
-            parts = path.split(".")
-            for depth in range(len(parts)):
-                patch.setitem(sys.modules, ".".join(parts[: depth + 1]), ModuleType(parts[depth]))
-            for name in names:
-                setattr(sys.modules[path], name, None)
-        return pytest.importorskip("torchscale.architecture.decoder", reason="pip install --no-deps torchscale==0.3.0")
+    with torchscale_alone() as decoder:
+        yield decoder
 
 
 def parts(module):

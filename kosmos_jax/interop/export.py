@@ -1,0 +1,119 @@
+"""`kosmos export`: a checkpoint as a folder that PyTorch loads.
+
+Weights go from the sharded checkpoint to the file one tensor at a time. The folder gets its name when it is complete:
+an export that was interrupted leaves nothing that looks like one.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from kosmos_jax import checkpoint
+from kosmos_jax.errors import UserError
+from kosmos_jax.interop import names, processor
+from kosmos_jax.interop.stored import StoredModel
+from kosmos_jax.interop.targets import TARGETS, Target
+from kosmos_jax.interop.tensors import write_tensors
+from kosmos_jax.model import abstract_model
+
+TORCH_FILES = Path(__file__).parent / "torch_files"
+CODE = {
+    "torch": ("kosmos_torch.py",),
+    "hf-remote-code": (
+        *("kosmos_torch.py", "configuration_kosmos_jax.py"),
+        *("modeling_kosmos_jax.py", "processing_kosmos_jax.py"),
+    ),
+}
+
+
+def export(path, to: str, out, dtype: str = "float32", max_shard_bytes: int = 5 * 10**9) -> checkpoint.Record:
+    """Writes a checkpoint as `to` into the new folder `out`.
+
+    Args:
+      path: a workdir, its checkpoints/, or one step's folder.
+      to: a key of TARGETS.
+      out: a folder that does not exist or is empty.
+      dtype: "float32", "bfloat16" or "float16", of the weights.
+      max_shard_bytes: of one file of weights.
+
+    Returns:
+      What the checkpoint says of itself.
+
+    Raises:
+      UserError: no checkpoint, a model that the target cannot hold, or a folder in the way.
+    """
+    target = TARGETS[to]
+    record = checkpoint.read_record(path)
+    refusal = target.refusal(record.config.model)
+    if refusal:
+        raise UserError(f"--to {to} cannot hold this model: {refusal}")
+    shapes, read = tensors_of(StoredModel(record.directory), record.config.model, target)
+    with complete_or_absent(Path(out)) as folder:
+        bar = lambda tensors: tqdm(tensors, f"writing {to}", unit=" tensors", disable=None)  # noqa: E731
+        write_tensors(folder, shapes, read, dtype, max_shard_bytes, progress=bar)
+        (folder / "config.json").write_text(json.dumps(target.config(record.config.model, dtype), indent=2) + "\n")
+        for file in CODE.get(to, ()):
+            shutil.copyfile(TORCH_FILES / file, folder / file)
+        processor.write_files(folder, record, to)
+    return record
+
+
+def tensors_of(stored, model, target: Target) -> tuple[dict[str, tuple[int, ...]], Callable[[str], np.ndarray]]:
+    """The tensors of a target's file.
+
+    Args:
+      stored: has `read(path, layer)`, see StoredModel.
+      model: config.model.
+
+    Returns:
+      (name -> shape, name -> contiguous array): as `write_tensors` takes them.
+    """
+    places = {name: p for name, p in names.torch_names(abstract_model(model)[1]).items() if target.keeps(name)}
+
+    def tensor(name: str) -> np.ndarray:
+        array = places[name].to_torch(stored.read(places[name].path, places[name].layer))
+        return names.to_convolution(array) if target.convolution and name == "vision.patch.weight" else array
+
+    def shape(name: str) -> tuple[int, ...]:
+        if target.convolution and name == "vision.patch.weight":
+            return (model.vision.width, 3, model.vision.patch_size, model.vision.patch_size)
+        return places[name].shape
+
+    shapes = {target.rename(name): shape(name) for name in places}
+    readers = {target.rename(name): (lambda name=name: tensor(name)) for name in places}
+    for extra, source in target.extra(model).items():
+        ours = isinstance(source, str)
+        shapes[extra] = shape(source) if ours else source.shape
+        readers[extra] = (lambda source=source: tensor(source)) if ours else (lambda source=source: source)
+    return shapes, lambda name: readers[name]()
+
+
+@contextmanager
+def complete_or_absent(out: Path):
+    """A folder to write in that is given the name `out` at the end, and is deleted if anything goes wrong.
+
+    Raises:
+      UserError: `out` is there and not empty, or cannot be made.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"--out {out} is there already; name a new folder")
+    partial = out.absolute().with_name(f".{out.absolute().name}.unfinished-{os.getpid()}")
+    try:
+        partial.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be made: {error}") from error
+    try:
+        yield partial
+        if out.exists():
+            out.rmdir()
+        partial.rename(out)
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be written: {error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

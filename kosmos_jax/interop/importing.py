@@ -1,0 +1,222 @@
+"""`kosmos import`: published weights as a checkpoint of ours; and a vision tower straight into a fresh model."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from tqdm import tqdm
+
+from data_pipeline.tokenizer import TAGS, Tokenizer
+from kosmos_jax import checkpoint
+from kosmos_jax.config import apply_overrides
+from kosmos_jax.errors import UserError
+from kosmos_jax.interop import names
+from kosmos_jax.interop.export import complete_or_absent
+from kosmos_jax.interop.sources import find_source
+from kosmos_jax.interop.tensors import open_tensors
+from kosmos_jax.model import Kosmos, abstract_model, parameters
+
+SENTENCEPIECE = "sentencepiece.bpe.model"
+SHOWN = 12
+
+
+class Reader:
+    """Our parameters, read out of foreign files part by part."""
+
+    def __init__(self, kind: str, path: str | Path):
+        """Opens the files; only their headers are read.
+
+        Raises:
+          UserError: unreadable, or not of this kind.
+        """
+        self.path = Path(path)
+        self.source, self.tensors = find_source(kind, self.path, open_tensors(self.path))
+        self.sections = self.source.sections(self.path, self.tensors)
+
+    def check(self, shapes: Mapping) -> dict[str, names.Place]:
+        """Compares the file with the parameters of a model, all of it before anything is made.
+
+        Args:
+          shapes: path -> anything with a `shape`. The number of rows of the embedding may differ.
+
+        Returns:
+          Our PyTorch name -> its place, for all that the file has.
+
+        Raises:
+          UserError: lists by name what is missing, surplus or of another shape.
+        """
+        places = {name: p for name, p in names.torch_names(shapes).items() if self.source.keeps(name)}
+        wanted = {self.source.rename(name): self._foreign_shape(name, place.shape) for name, place in places.items()}
+        surplus = [name for name in self.tensors if name not in wanted and not self.source.ignored.fullmatch(name)]
+        missing = [name for name in wanted if name not in self.tensors]
+        rows_free = self.source.rename("embedding.weight")
+        other = [
+            f"{name} {list(self.tensors[name].shape)}, the model has {list(shape)}"
+            for name, shape in wanted.items()
+            if name in self.tensors and not _same_shape(self.tensors[name].shape, shape, free_rows=name == rows_free)
+        ]
+        found = [("missing", missing), ("surplus", surplus), ("of another shape", other)]
+        problems = [f"{len(group)} {what}:\n    " + "\n    ".join(_shown(group)) for what, group in found if group]
+        if problems:
+            raise UserError(f"{self.path} does not fit, and nothing was imported.\n  " + "\n  ".join(problems))
+        return places
+
+    def _foreign_shape(self, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+        if name != "vision.patch.weight" or not self.source.convolution:
+            return shape
+        patch = math.isqrt(shape[1] // 3)
+        return (shape[0], 3, patch, patch)
+
+    def _tensor(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
+        tensor = self.tensors[self.source.rename(name)]
+        if name == "vision.patch.weight" and self.source.convolution:
+            return names.from_convolution(tensor.read((slice(None),) * 4))[index]
+        return tensor.read(index)
+
+    def embedding_rows(self, most: int) -> np.ndarray:
+        """float32[min(rows in the file, most), D]."""
+        rows = self.tensors[self.source.rename("embedding.weight")].shape[0]
+        return np.asarray(self._tensor("embedding.weight", (slice(0, min(rows, most)), slice(None))), np.float32)
+
+    def array(self, path: str, leaf, places: Mapping[str, names.Place]):
+        """One of our parameters as float32 jax.Array of `leaf`'s shape and sharding; a process reads its own part."""
+        layers = {place.layer: name for name, place in places.items() if place.path == path}
+
+        def read(layer, index):
+            name = layers[layer]
+            if not places[name].transposed:
+                return self._tensor(name, index)
+            return self._tensor(name, index[::-1]).T
+
+        def part(index):
+            if None in layers:
+                return np.ascontiguousarray(read(None, index), np.float32)
+            chosen = range(leaf.shape[0])[index[0]]
+            return np.stack([np.asarray(read(layer, index[1:]), np.float32) for layer in chosen])
+
+        return jax.make_array_from_callback(leaf.shape, leaf.sharding, part)
+
+
+def _same_shape(found, wanted, free_rows: bool) -> bool:
+    return tuple(found[1:]) == tuple(wanted[1:]) if free_rows else tuple(found) == tuple(wanted)
+
+
+def _shown(group: list[str]) -> list[str]:
+    return group if len(group) <= SHOWN else [*group[:SHOWN], f"... and {len(group) - SHOWN} more"]
+
+
+def vision_parameters(path, config, abstract: Mapping) -> dict[str, jax.Array]:
+    """The vision tower of a CLIP or Kosmos-2 file for a fresh model: config.init.vision.
+
+    Args:
+      path: a file or a folder.
+      config: config.model.
+      abstract: path -> jax.ShapeDtypeStruct with a sharding, all parameters of the model.
+
+    Raises:
+      UserError: no such tower, or other sizes than config.model.vision has.
+    """
+    reader = Reader("clip", path)
+    section = reader.sections["vision"]
+    ours = config.vision
+    differ = [f"{key} {value}, config has {ours[key]}" for key, value in section.items() if ours[key] != value]
+    if differ:
+        raise UserError(f"init.vision {path}: another tower than model.vision: {'; '.join(differ)}")
+    shapes = {name: leaf for name, leaf in abstract.items() if name.startswith("vision/")}
+    places = reader.check(shapes)
+    return {name: reader.array(name, leaf, places) for name, leaf in shapes.items()}
+
+
+def import_weights(kind: str, path, out, *, config=None, tokenizer=None, vocab_size: int = 0) -> checkpoint.Record:
+    """Writes foreign weights as a checkpoint, step 0, into the new workdir `out`.
+
+    Args:
+      kind: "hf-kosmos2", "unilm", "clip", "hf-remote-code" or "torch".
+      path: the file or folder.
+      out: a folder that does not exist or is empty.
+      config: a config whose other sections the result takes; its model's sizes become the file's. Default:
+        configs/kosmos1.py for `clip`, where all but the vision tower is freshly drawn, else configs/kosmos2.py.
+      tokenizer: a SentencePiece model file; default: the one that lies beside the weights.
+      vocab_size: drops ids at the end of the vocabulary, or adds rows to it, drawn as a fresh model's; 0 leaves it.
+
+    Raises:
+      UserError: anything that does not fit; nothing is written then.
+    """
+    reader = Reader(kind, path)
+    config = _resized(_base_config(kind, config), reader.sections, vocab_size)
+    tokenizer = _find_tokenizer(Path(path), tokenizer, config.model.text.vocab_size)
+    kosmos2_tags = len(tokenizer.tags) > len(TAGS)
+    pieces = tokenizer.mask - 1
+    config = apply_overrides(
+        config, [f"data.tokenizer.kosmos2_tags={kosmos2_tags}", f"data.tokenizer.vocab_size={pieces}"]
+    )
+    shapes = abstract_model(config.model)[1]
+    places = reader.check(shapes)
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    given = {place.path for place in places.values()} - {"embedding"}
+    with complete_or_absent(Path(out)) as folder:
+        params = {}
+        for name in tqdm(given, f"reading {kind}", unit=" parameters", disable=None):
+            leaf = jax.ShapeDtypeStruct(shapes[name].shape, jnp.float32, sharding=device)
+            params[name] = reader.array(name, leaf, places)
+        rows = reader.embedding_rows(config.model.text.vocab_size) if kind != "clip" else None
+        left = set(shapes) - given
+        if rows is not None and len(rows) == config.model.text.vocab_size:
+            params["embedding"], left = jnp.asarray(rows), left - {"embedding"}
+        params |= fresh_parameters(config, left)
+        if rows is not None:
+            params["embedding"] = params["embedding"].at[: len(rows)].set(rows)
+        checkpoint.save_weights(folder, params, config, tokenizer)
+    return checkpoint.read_record(out)
+
+
+def fresh_parameters(config, wanted) -> dict[str, jax.Array]:
+    """Some of the parameters of a fresh model, as training would draw them."""
+    if not wanted:
+        return {}
+
+    def draw(key):
+        drawn = parameters(Kosmos(config.model, nnx.Rngs(key)))
+        return {name: drawn[name] for name in wanted}
+
+    return jax.jit(draw)(jax.random.key(config.seed))
+
+
+def _find_tokenizer(path: Path, given, vocab_size: int) -> Tokenizer:
+    folder = path if path.is_dir() else path.parent
+    file = Path(given) if given else folder / SENTENCEPIECE
+    if not file.is_file():
+        raise UserError(f"{file}: no SentencePiece model there; give the one of these weights with --tokenizer FILE")
+    tokenizers = [Tokenizer.load(file, kosmos2_tags=tags) for tags in (False, True)]
+    fitting = [tokenizer for tokenizer in tokenizers if tokenizer.size == vocab_size]
+    if not fitting:
+        plain, with_tags = (tokenizer.size for tokenizer in tokenizers)
+        raise UserError(
+            f"the vocabulary has {vocab_size} rows, and {file} has {plain} ids, or {with_tags} with the tags of "
+            f"Kosmos-2; choose one with --vocab-size"
+        )
+    return fitting[0]
+
+
+def _base_config(kind: str, config):
+    if config is not None:
+        return config
+    from configs import kosmos1, kosmos2
+
+    return apply_overrides((kosmos1 if kind == "clip" else kosmos2).get_config(), [])
+
+
+def _resized(config, sections, vocab_size: int):
+    tree = config.to_dict()
+    for name, section in sections.items():
+        tree["model"][name].update({key: value for key, value in section.items() if key in tree["model"][name]})
+    vision, text = tree["model"]["vision"], tree["model"]["text"]
+    vision["top_layers"] = min(vision["top_layers"], vision["layers"])
+    text["vocab_size"] = vocab_size or text["vocab_size"]
+    if text["positions"] != "xpos":
+        tree["data"]["seq_len"] = min(tree["data"]["seq_len"], text["max_positions"])
+    return apply_overrides(tree, [])

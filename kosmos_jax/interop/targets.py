@@ -1,0 +1,157 @@
+"""What `kosmos export` can write: which models each target can hold, under which names, with which config.json."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from kosmos_jax.interop import names
+
+
+class Target(NamedTuple):
+    """A form of the weights for PyTorch.
+
+    Attributes:
+      rename: our PyTorch name -> the name in the file.
+      config: (config.model, dtype) -> config.json.
+      refusal: config.model -> why it cannot hold that model, with what to do instead; "" when it can.
+      keeps: which of our PyTorch names go in.
+      convolution: whether the patch embedding is a convolution there, not a linear layer.
+      extra: (config.model) -> further tensors that the other side demands: name -> one of our names, or an array.
+    """
+
+    rename: Callable[[str], str]
+    config: Callable[[Mapping, str], dict[str, Any]]
+    refusal: Callable[[Mapping], str] = lambda model: ""
+    keeps: Callable[[str], bool] = lambda name: True
+    convolution: bool = False
+    extra: Callable[[Mapping], dict[str, str | np.ndarray]] = lambda model: {}
+
+
+def plain(config) -> Any:
+    """A config's section as JSON has it."""
+    if hasattr(config, "items"):
+        return {key: plain(value) for key, value in config.items()}
+    return list(config) if isinstance(config, tuple) else config
+
+
+def _kosmos2_refusal(model) -> str:
+    reasons = []
+    if model.text.positions != "sinusoidal":
+        reasons.append(f"model.text.positions is {model.text.positions!r} and Kosmos-2 there has sinusoids only")
+    if model.connector.kind != "xconnector":
+        reasons.append(f"model.connector.kind is {model.connector.kind!r} and it has the xconnector only")
+    if model.connector.heads != model.text.heads:
+        reasons.append(f"model.connector.heads is {model.connector.heads}, which must be model.text.heads there")
+    return "; ".join(reasons) + "; --to hf-remote-code takes every model" if reasons else ""
+
+
+def kosmos2_config(model, dtype: str) -> dict[str, Any]:
+    """config.json of transformers' Kosmos2Config.
+
+    "_attn_implementation" is there because SDPA gave wrong image vectors in transformers 4.52.1 to 5.22.2; that key is
+    read by all of them.
+    """
+    text, vision = model.text, model.vision
+    return dict(
+        architectures=["Kosmos2ForConditionalGeneration"],
+        model_type="kosmos-2",
+        dtype=dtype,
+        torch_dtype=dtype,  # the same for transformers before 4.56
+        _attn_implementation="eager",
+        latent_query_num=model.connector.tokens,
+        tie_word_embeddings=True,
+        text_config=dict(
+            model_type="kosmos_2_text_model",
+            vocab_size=text.vocab_size,
+            max_position_embeddings=text.max_positions,
+            embed_dim=text.width,
+            layers=text.layers,
+            ffn_dim=text.ffn,
+            attention_heads=text.heads,
+            activation_function="gelu",
+            dropout=text.dropout,
+            attention_dropout=text.attention_dropout,
+            layer_norm_eps=1e-5,
+            scale_embedding=True,
+            tie_word_embeddings=True,
+            pad_token_id=1,
+            bos_token_id=0,
+            eos_token_id=2,
+        ),
+        vision_config=dict(
+            model_type="kosmos_2_vision_model",
+            hidden_size=vision.width,
+            intermediate_size=vision.ffn,
+            num_hidden_layers=vision.layers,
+            num_attention_heads=vision.heads,
+            num_channels=3,
+            image_size=vision.image_size,
+            patch_size=vision.patch_size,
+            hidden_act=vision.activation,
+            layer_norm_eps=1e-5,
+        ),
+    )
+
+
+def torchscale_config(model, dtype: str) -> dict[str, Any]:
+    """Arguments of torchscale.architecture.config.DecoderConfig, and the positions, which are none of them."""
+    text = model.text
+    decoder = dict(
+        decoder_embed_dim=text.width,
+        decoder_attention_heads=text.heads,
+        decoder_ffn_embed_dim=text.ffn,
+        decoder_layers=text.layers,
+        vocab_size=text.vocab_size,
+        max_target_positions=text.max_positions,
+        activation_fn="gelu",
+        dropout=text.dropout,
+        attention_dropout=text.attention_dropout,
+        decoder_normalize_before=True,
+        subln=True,
+        xpos_rel_pos=text.positions != "sinusoidal",
+        share_decoder_input_output_embed=True,
+        no_scale_embedding=False,
+        layernorm_eps=1e-5,
+    )
+    return dict(positions=text.positions, decoder=decoder)
+
+
+def _torchscale_extra(model) -> dict[str, str | np.ndarray]:
+    """The head, tied as it is, and the factors of xPos (torchscale/component/xpos_relative_position.py)."""
+    tied = {"output_projection.weight": "embedding.weight"}
+    if model.text.positions == "sinusoidal":
+        return tied
+    width = model.text.width // model.text.heads
+    scale = (np.arange(0, width, 2, dtype=np.float32) + 0.4 * width) / (1.4 * width)
+    return tied | {f"layers.{i}.self_attn.xpos.scale": scale for i in range(model.text.layers)}
+
+
+def _remote_code_config(model, dtype: str) -> dict[str, Any]:
+    code = "modeling_kosmos_jax.KosmosJaxForConditionalGeneration"
+    return dict(
+        architectures=["KosmosJaxForConditionalGeneration"],
+        model_type="kosmos-jax",
+        auto_map=dict(
+            AutoConfig="configuration_kosmos_jax.KosmosJaxConfig",
+            AutoModel=code,
+            AutoModelForCausalLM=code,
+            AutoModelForImageTextToText=code,
+        ),
+        dtype=dtype,
+        torch_dtype=dtype,
+        _attn_implementation="eager",
+        tie_word_embeddings=True,
+        pad_token_id=1,
+        bos_token_id=0,
+        eos_token_id=2,
+        **{section: plain(model[section]) for section in ("text", "vision", "connector")},
+    )
+
+
+TARGETS = {
+    "hf-kosmos2": Target(names.kosmos2, kosmos2_config, _kosmos2_refusal, convolution=True),
+    "hf-remote-code": Target(lambda name: f"model.{name}", _remote_code_config),
+    "torch": Target(lambda name: name, lambda model, dtype: dict(model=plain(model), dtype=dtype)),
+    "torchscale": Target(names.torchscale, torchscale_config, keeps=names.is_decoder, extra=_torchscale_extra),
+}

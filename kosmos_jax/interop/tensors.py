@@ -1,0 +1,216 @@
+"""Files of PyTorch tensors: read lazily, written one tensor at a time.
+
+Written is only safetensors, by hand: its libraries want all tensors of a file in memory at once, and the NumPy one
+stores a transposed array's bytes in the wrong order without a word. The format (github.com/huggingface/safetensors) is
+a length, a JSON header and the bytes.
+"""
+
+import json
+import math
+import os
+import pickle
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+from kosmos_jax.errors import UserError
+
+DTYPES = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
+CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+INDEX = "model.safetensors.index.json"
+
+
+class Tensor(NamedTuple):
+    """A tensor in a file.
+
+    Attributes:
+      shape: its shape.
+      read: (a slice for each axis) -> array of that part; nothing else is read from the disk.
+    """
+
+    shape: tuple[int, ...]
+    read: Callable[[tuple[slice, ...]], np.ndarray]
+
+
+def open_tensors(path: str | Path) -> dict[str, Tensor]:
+    """All tensors of a file or of a transformers directory, by name; no values are read yet.
+
+    Args:
+      path: a .safetensors file, a PyTorch file (.pt, .pth, .bin), or a folder with such files.
+
+    Raises:
+      UserError: nothing there, a damaged file, or a pickle with more in it than tensors.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"{path} does not exist")
+    if path.is_file():
+        return _open_file(path)
+    # A folder from the Hub may hold the same weights twice: safetensors are preferred, and an index is the whole truth.
+    for index, pattern in ((INDEX, "*.safetensors"), ("pytorch_model.bin.index.json", "pytorch_model*.bin")):
+        files = sorted(path.glob(pattern))
+        if (path / index).is_file():
+            listed = sorted(set(_json(path / index)["weight_map"].values()))
+            missing = [name for name in listed if not (path / name).is_file()]
+            if missing:
+                raise UserError(f"{path / index} lists {', '.join(missing)}, which is not there: download it again")
+            files = [path / name for name in listed]
+        if files:
+            return {name: tensor for file in files for name, tensor in _open_file(file).items()}
+    raise UserError(f"{path}: no *.safetensors and no pytorch_model*.bin in this folder")
+
+
+def _json(path: Path):
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is no JSON: {error}") from error
+
+
+def _open_file(path: Path) -> dict[str, Tensor]:
+    return _open_safetensors(path) if path.suffix == ".safetensors" else _open_torch(path)
+
+
+def _open_safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        file = safe_open(path, framework="numpy")
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  not a dictionary
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} cannot be read as safetensors: {error}; was the download complete?") from error
+
+    def reader(name):
+        return lambda index: slices[name][index] if index else file.get_tensor(name)
+
+    return {name: Tensor(tuple(piece.get_shape()), reader(name)) for name, piece in slices.items()}
+
+
+def _open_torch(path: Path) -> dict[str, Tensor]:
+    """A PyTorch file: a state dict, or one under "model" or "state_dict"; OpenAI's TorchScript archives too."""
+    torch = _torch()
+    import argparse
+
+    try:
+        # fairseq keeps its arguments beside the weights: names and numbers, no code.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{path} holds more than tensors (a pickle can run any code when it is read), so it is not read: "
+            f"{str(error).splitlines()[0]}. Load it where you trust it and save its state_dict as safetensors"
+        ) from error
+    except RuntimeError as error:
+        if "TorchScript" not in str(error) and "constants.pkl" not in str(error):
+            raise UserError(f"{path} cannot be read by PyTorch: {str(error).splitlines()[0]}") from error
+        state = torch.jit.load(path, map_location="cpu").state_dict()
+    except (OSError, EOFError, ValueError) as error:
+        raise UserError(f"{path} cannot be read by PyTorch: {error}") from error
+    for key in ("model", "state_dict"):
+        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
+            state = state[key]
+    tensors = {name: value for name, value in state.items() if torch.is_tensor(value)}
+
+    def reader(value):
+        def read(index):
+            part = value[index].detach()
+            if part.dtype == torch.bfloat16:
+                return part.contiguous().view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
+            return part.numpy()
+
+        return read
+
+    return {name: Tensor(tuple(value.shape), reader(value)) for name, value in tensors.items()}
+
+
+def _is_zip(path: Path) -> bool:
+    """PyTorch maps only its newer, zipped files into memory."""
+    with path.open("rb") as file:
+        return file.read(2) == b"PK"
+
+
+def _torch():
+    try:
+        import torch
+    except ImportError as error:
+        raise UserError("this needs PyTorch: pip install 'kosmos_jax[torch]'") from error
+    return torch
+
+
+def write_tensors(
+    directory: Path,
+    shapes: Mapping[str, tuple[int, ...]],
+    read: Callable[[str], np.ndarray],
+    dtype: str = "float32",
+    max_shard_bytes: int = 5 * 10**9,
+    progress: Callable[[Iterable[str]], Iterable[str]] = iter,
+) -> list[Path]:
+    """Writes model.safetensors, or several shards and their index as transformers names them.
+
+    One tensor is in memory at a time.
+
+    Args:
+      directory: where.
+      shapes: name -> shape, in the order of the file.
+      read: name -> array of that shape.
+      dtype: "float32", "float16" or "bfloat16".
+      max_shard_bytes: of one file; a single larger tensor gets a file of its own.
+      progress: wraps the names while they are written.
+
+    Returns:
+      The files.
+
+    Raises:
+      ValueError: `read` gave another shape, or a value that the dtype cannot hold.
+    """
+    itemsize = DTYPES[dtype].itemsize
+    bytes_of = {name: itemsize * math.prod(shape) for name, shape in shapes.items()}
+    shards, filled = [[]], 0
+    for name, size in bytes_of.items():
+        if shards[-1] and filled + size > max_shard_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(name)
+        filled += size
+    count = len(shards)
+    numbered = [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
+    names = numbered if count > 1 else ["model.safetensors"]
+    left = iter(progress(list(shapes)))
+    for shard, filename in zip(shards, names, strict=True):
+        with (directory / filename).open("wb") as file:
+            file.write(_header({name: shapes[name] for name in shard}, dtype))
+            for name in shard:
+                next(left)
+                file.write(_bytes(name, read(name), shapes[name], dtype))
+            file.flush()
+            os.fsync(file.fileno())
+    list(left)  # lets a progress bar end
+    if count > 1:
+        sizes = dict(total_size=sum(bytes_of.values()), total_parameters=sum(map(math.prod, shapes.values())))
+        weight_map = {name: file for shard, file in zip(shards, names, strict=True) for name in shard}
+        index = dict(metadata=sizes, weight_map=dict(sorted(weight_map.items())))
+        (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+    return [directory / name for name in names]
+
+
+def _header(shapes: Mapping[str, tuple[int, ...]], dtype: str) -> bytes:
+    header, end = {"__metadata__": {"format": "pt"}}, 0
+    for name, shape in shapes.items():
+        begin, end = end, end + DTYPES[dtype].itemsize * math.prod(shape)
+        header[name] = dict(dtype=CODES[dtype], shape=list(shape), data_offsets=[begin, end])
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _bytes(name: str, array: np.ndarray, shape: tuple[int, ...], dtype: str):
+    if array.shape != tuple(shape):
+        raise ValueError(f"{name} has shape {array.shape}, {tuple(shape)} was announced")
+    if dtype == "float16" and np.abs(array).max(initial=0) > np.finfo(np.float16).max:
+        raise ValueError(f"{name} has values beyond float16's range; choose bfloat16 or float32")
+    # A transposed array is a view with other strides; only a contiguous copy has its bytes in order.
+    array = np.ascontiguousarray(array.astype(DTYPES[dtype], copy=False))
+    return array.reshape(-1).view(np.uint8).data

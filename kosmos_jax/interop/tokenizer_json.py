@@ -1,0 +1,171 @@
+"""tokenizer.json: the ids of `data_pipeline.tokenizer` by Hugging Face's `tokenizers`.
+
+`tokenizers` has SentencePiece's unigram model and reads its normalisation table, but reads it otherwise: character
+cluster by cluster where SentencePiece takes the longest entry. By that alone "ệ" in two or three code points, Korean
+from a Mac's file names and half-width "ガ" get other ids. Here marks are kept apart while the table is read, so that it
+is read character by character, and NFC joins afterwards what SentencePiece would have joined; where it would not, a
+character that no text has, a "wall", keeps NFC from it.
+"""
+
+import functools
+import itertools
+import unicodedata
+from typing import Any
+
+from data_pipeline.tokenizer import TAGS, Tokenizer
+from kosmos_jax.errors import UserError
+
+WALL, GAP = "\ufdd0", "\ufdd1"  # two of Unicode's noncharacters
+DELETED = "\x01-\x08\x0b\x0e-\x1f\x7f\x8f\x9f"  # by the table: control characters
+MARKS = r"\p{M}\u200d\uff9e\uff9f"  # what makes one cluster with the character before it
+MASK = TAGS[0]
+SPECIALS = ("<s>", "<pad>", "</s>", "<unk>", MASK)  # they are in the published model's vocabulary; other tags are added
+NEVER = -1000.0  # their scores as pieces: texts such as "＜s＞", which is "<s>" once normalised, must not become them
+
+
+def build(tokenizer: Tokenizer, kosmos2: bool):
+    """The tokenizer as `tokenizers` has it.
+
+    A tag in a text is parsed, unless the caller says `split_special_tokens`, and the text after it starts a new word;
+    a newline is a space, as in the released processor.
+
+    Args:
+      tokenizer: ours, of a unigram model with the normalisation nmt_nfkc, as the published one and those we train.
+      kosmos2: with the habits of the released Kosmos-2, which Kosmos2Processor counts on: `</s>` after each text when
+        special tokens are asked for, and tags that decoding does not skip. Otherwise `<s>` only, and all are skipped.
+
+    Returns:
+      tokenizers.Tokenizer.
+
+    Raises:
+      UserError: a package is missing, or the SentencePiece model is of another kind.
+    """
+    try:
+        from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
+        from tokenizers import Tokenizer as Tokenizers
+    except ImportError as error:
+        raise UserError("tokenizer.json is written by tokenizers: pip install 'kosmos_jax[torch]'") from error
+
+    model = _read(tokenizer.model_bytes)
+    pieces = [(piece.piece, piece.score) for piece in model.pieces[3:]]
+    vocab = [*((special, NEVER) for special in SPECIALS[:-1]), *pieces, (MASK, NEVER)]
+    built = Tokenizers(models.Unigram(vocab, unk_id=tokenizer.unk, byte_fallback=False))
+    built.normalizer = _normalizer(tokenizer.model_bytes, model.normalizer_spec.precompiled_charsmap, dict(vocab))
+    built.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    built.decoder = decoders.Metaspace(prepend_scheme="always")
+    built.add_tokens([AddedToken(**token) for token in added_tokens(tokenizer, kosmos2).values()])
+    built.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>" if kosmos2 else "<s> $A",
+        pair="<s> $A </s> </s> $B </s>" if kosmos2 else "<s> $A $B",
+        special_tokens=[("<s>", tokenizer.bos), ("</s>", tokenizer.eos)],
+    )
+    return built
+
+
+def added_tokens(tokenizer: Tokenizer, kosmos2: bool) -> dict[int, dict[str, Any]]:
+    """id -> fields of tokenizers.AddedToken, of everything that is not a piece; a tag takes the spaces before it."""
+    ids = dict(enumerate(SPECIALS[:-1])) | dict(enumerate(tokenizer.tags, tokenizer.mask))
+    return {
+        i: dict(
+            content=token,
+            special=token in SPECIALS or not kosmos2,
+            lstrip=i >= tokenizer.mask,
+            rstrip=False,
+            single_word=False,
+            normalized=False,
+        )
+        for i, token in ids.items()
+    }
+
+
+def _read(model_bytes: bytes):
+    """The SentencePiece model as its protocol buffer."""
+    try:
+        from sentencepiece import sentencepiece_model_pb2
+    except ImportError as error:
+        raise UserError("reading a SentencePiece model takes protobuf: pip install 'kosmos_jax[torch]'") from error
+    model = sentencepiece_model_pb2.ModelProto.FromString(model_bytes)
+    trainer, normalizer, piece = model.trainer_spec, model.normalizer_spec, model.SentencePiece
+    usual = (
+        trainer.model_type == trainer.UNIGRAM
+        and normalizer.name == "nmt_nfkc"
+        and normalizer.add_dummy_prefix
+        and normalizer.remove_extra_whitespaces
+        and not trainer.byte_fallback
+        and all(p.type == piece.NORMAL for p in model.pieces[3:])
+    )
+    if not usual:
+        raise UserError(
+            "only a SentencePiece model as the published one can be written as tokenizer.json: unigram, nmt_nfkc, "
+            "no byte fallback, no symbols of the user's"
+        )
+    return model
+
+
+def _normalizer(model_bytes: bytes, charsmap: bytes, vocab: dict[str, float]):
+    from sentencepiece import SentencePieceProcessor
+    from tokenizers import Regex, normalizers
+
+    joining = _joining_pairs(SentencePieceProcessor(model_proto=model_bytes))
+    last = {first for first, _ in joining}
+    ligatures = "".join(c for c, written_out in _written_out() if written_out[-1] in last)
+    joined = "|".join(f"(?<=[{firsts}])[{marks}]" for marks, firsts in _grouped(joining).items())
+    # A tag's letter that the model lacks becomes another one that it lacks: two unknown characters, no way to the tag.
+    unknown = "".join(c for c in sorted(set("".join(SPECIALS))) if c not in vocab)
+    return normalizers.Sequence(
+        [
+            # After a ligature, and before the one mark that is two, nothing is joined.
+            normalizers.Replace(Regex(rf"[{DELETED}]|(?!\A)(?=\u0344)|(?=\p{{M}})(?<=[{ligatures}])"), WALL),
+            # Not at the start of the text: `tokenizers` fails there when the mark is replaced later.
+            normalizers.Replace(Regex(rf"(?!\A)(?=[{MARKS}])"), GAP),
+            normalizers.Precompiled(charsmap),
+            normalizers.Replace(GAP, ""),
+            normalizers.Replace(Regex(rf"(?!\A)(?=[\p{{M}}\u1161-\u1175\u11a8-\u11c2])(?!{joined})"), WALL),
+            normalizers.NFC(),
+            normalizers.Replace(WALL, ""),
+            normalizers.Replace(Regex(" +"), " "),
+            normalizers.Replace(Regex(r"\A | \z"), ""),
+            *([normalizers.Replace(Regex(f"[{unknown}]"), WALL)] if unknown else []),
+        ]
+    )
+
+
+def _joining_pairs(sentencepiece) -> set[tuple[str, str]]:
+    """(a, b) for which some "...ab" is one character to SentencePiece: (e, dot below), (dot below, circumflex), ..."""
+    initials, vowels, finals = (
+        [chr(first + i) for i in range(count)] for first, count in ((0x1100, 19), (0x1161, 21), (0x11A8, 27))
+    )
+    pairs = set(itertools.product(initials, vowels)) | set(itertools.product(vowels, finals))
+    for parts, whole in _composed():
+        if sentencepiece.normalize(parts).lstrip("▁") == whole:
+            pairs |= set(itertools.pairwise(parts))
+    return pairs
+
+
+def _grouped(pairs: set[tuple[str, str]]) -> dict[str, str]:
+    """Second characters -> the first ones that all of them follow."""
+    firsts, seconds = {}, {}
+    for first, second in sorted(pairs):
+        firsts[second] = firsts.get(second, "") + first
+    for second, together in firsts.items():
+        seconds[together] = seconds.get(together, "") + second
+    return {second: together for together, second in seconds.items()}
+
+
+@functools.cache
+def _composed() -> list[tuple[str, str]]:
+    """(parts, character) of every character but Korean ones that Unicode takes apart, in two and in full."""
+    composed = []
+    for code in (*range(0xAC00), *range(0xD7A4, 0x110000)):
+        character = chr(code)
+        two = "".join(chr(int(part, 16)) for part in unicodedata.decomposition(character).split() if part[0] != "<")
+        in_full = unicodedata.normalize("NFD", character)
+        composed += [(parts, character) for parts in (two, in_full) if len(parts) > 1]
+    return composed
+
+
+@functools.cache
+def _written_out() -> list[tuple[str, str]]:
+    """(character, several characters): ligatures and the like, by Unicode's compatible form."""
+    forms = ((chr(code), unicodedata.normalize("NFKC", chr(code))) for code in range(0x110000))
+    return [(character, form) for character, form in forms if len(form) > 1]

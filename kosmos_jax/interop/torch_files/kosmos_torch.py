@@ -1,0 +1,399 @@
+"""KOSMOS-1 in plain PyTorch: the model that kosmos_jax trains, in one file without other dependencies.
+
+    model = load("exported")
+    model.generate(tokens, slots, normalize(images))
+
+Shapes are written as a suffix of a tensor's name, one letter for each dimension:
+
+    B  rows of the batch          N  images of the batch, all rows together
+    T  tokens that are read now   Q  image tokens of one image
+    S  tokens read so far         P  patches of one image, the class token included
+    D  model width                H  heads
+    K  width of a head            V  vocabulary
+
+Read from the end: `Kosmos` is the whole, `Decoder`, `Vision` and the connectors are its parts. There are no buffers:
+tables of positions are computed when they are needed, so nothing but weights is ever stored or moved.
+
+Initial values are PyTorch's and not those of training: this file is for weights that were trained.
+"""
+
+import json
+import math
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+XPOS_SCALE_BASE = 512
+# Of CLIP's training images, per colour channel, on a scale of 0 to 1.
+PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
+PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
+# fairseq counts positions from padding_idx + 1, and padding_idx is 1.
+SINUSOID_OFFSET = 2
+
+
+def normalize(images_NHWC):
+    """uint8[N, H, W, 3], squashed to the model's size by a bicubic filter -> float32[N, 3, H, W]."""
+    mean, std = (torch.tensor(numbers, device=images_NHWC.device) for numbers in (PIXEL_MEAN, PIXEL_STD))
+    return ((images_NHWC.float() / 255 - mean) / std).permute(0, 3, 1, 2).contiguous()
+
+
+class Cache:
+    """Keys and values of what was read, by layer; transformers' `DynamicCache` has the same two methods."""
+
+    def __init__(self):
+        self.layers = {}
+
+    def update(self, k_BHTK, v_BHTK, layer: int):
+        """Puts T more tokens behind those of layer number `layer`; returns all of its: float[B, H, S, K], twice."""
+        if layer in self.layers:
+            old_k, old_v = self.layers[layer]
+            k_BHTK, v_BHTK = torch.cat([old_k, k_BHTK], dim=2), torch.cat([old_v, v_BHTK], dim=2)
+        self.layers[layer] = k_BHTK, v_BHTK
+        return k_BHTK, v_BHTK
+
+    def get_seq_length(self) -> int:
+        """S, before the next update."""
+        return self.layers[0][0].shape[2] if self.layers else 0
+
+
+def causal_mask(segments_BS, queries: int):
+    """bool[B, T, S]: the last T tokens of S may look at those of the same document that are not in the future.
+
+    Padding, segment 0, looks at padding: the result is never used, and no row of the softmax is empty.
+    """
+    places = torch.arange(segments_BS.shape[1], device=segments_BS.device)
+    past_TS = places[None] <= places[-queries:, None]
+    return past_TS & (segments_BS[:, -queries:, None] == segments_BS[:, None])
+
+
+def sinusoids(positions_BT, width: int):
+    """float32[B, T, D]: fairseq's table, the sines of all frequencies and then the cosines."""
+    half = width // 2
+    # In float64, as in training; on the CPU, since not every device has it.
+    frequency = torch.exp(torch.arange(half, dtype=torch.float64, device="cpu") * -(math.log(10000.0) / (half - 1)))
+    angle = (positions_BT + SINUSOID_OFFSET).float()[..., None] * frequency.to(positions_BT.device, torch.float32)
+    return torch.cat([angle.sin(), angle.cos()], dim=-1)
+
+
+def xpos_tables(positions_BT, head_width: int):
+    """xPos: cosine and sine for queries, then for keys, scaled so that distance damps: float32[B, 1, T, K / 2] each."""
+    pair = torch.arange(0, head_width, 2, dtype=torch.float64, device="cpu")
+    theta = 10000.0 ** (-pair / head_width)
+    zeta = (pair + 0.4 * head_width) / (1.4 * head_width)
+    theta, log_zeta = (x.to(positions_BT.device, torch.float32) for x in (theta, zeta.log()))
+    position = positions_BT.float()[:, None, :, None]
+    angle, scale = position * theta, torch.exp(position / XPOS_SCALE_BASE * log_zeta)
+    return angle.cos() * scale, angle.sin() * scale, angle.cos() / scale, angle.sin() / scale
+
+
+def rotate(x_BHTK, cos, sin):
+    """Turns each adjacent pair (x_2i, x_2i+1) by its angle, in float32 (the scale spans orders of magnitude)."""
+    even, odd = x_BHTK[..., 0::2].float(), x_BHTK[..., 1::2].float()
+    return torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1).flatten(-2).to(x_BHTK.dtype)
+
+
+class Attention(nn.Module):
+    """Multi-head attention; `inner_norm` is sub-LN's LayerNorm between the heads and the output."""
+
+    def __init__(self, width, heads, bias=True, inner_norm=False, dropout=0.0):
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        self.query = nn.Linear(width, width, bias=bias)
+        self.key = nn.Linear(width, width, bias=bias)
+        self.value = nn.Linear(width, width, bias=bias)
+        self.out = nn.Linear(width, width, bias=bias)
+        self.inner_norm = nn.LayerNorm(width) if inner_norm else nn.Identity()
+
+    def split(self, x_BTD):
+        """float[B, H, T, K]"""
+        return x_BTD.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+    def forward(self, x_BTD, context_BSD, mask_BTS=None, xpos=None, cache=None, layer=0):
+        """Attention of `x` over `context`: float[B, T, D].
+
+        Args:
+          mask_BTS: bool[B, T, S], True where a query may look; None for everywhere.
+          xpos: see `xpos_tables`; None for no rotation.
+          cache, layer: `Cache`, or transformers', and this layer's number in it; keys are kept rotated.
+        """
+        q = self.split(self.query(x_BTD))
+        k, v = self.split(self.key(context_BSD)), self.split(self.value(context_BSD))
+        if xpos is not None:
+            q, k = rotate(q, *xpos[:2]), rotate(k, *xpos[2:])
+        if cache is not None:
+            k, v = cache.update(k, v, layer)
+        mask = None if mask_BTS is None else mask_BTS[:, None]
+        heads_BHTK = F.scaled_dot_product_attention(q, k, v, mask, self.dropout if self.training else 0.0)
+        return self.out(self.inner_norm(heads_BHTK.transpose(1, 2).flatten(2)))
+
+
+class DecoderLayer(nn.Module):
+    """Pre-LN with two more LayerNorms inside (sub-LN): Magneto, arXiv 2210.06423."""
+
+    def __init__(self, config):
+        super().__init__()
+        width, ffn = config["width"], config["ffn"]
+        self.attention_norm = nn.LayerNorm(width)
+        self.attention = Attention(width, config["heads"], inner_norm=True, dropout=config["attention_dropout"])
+        self.ffn_norm = nn.LayerNorm(width)
+        self.fc1 = nn.Linear(width, ffn)
+        self.ffn_inner_norm = nn.LayerNorm(ffn)
+        self.fc2 = nn.Linear(ffn, width)
+        self.dropout = nn.Dropout(config["dropout"])
+
+    def forward(self, x_BTD, mask_BTS, xpos, cache, layer):
+        normed_BTD = self.attention_norm(x_BTD)
+        x_BTD = x_BTD + self.dropout(self.attention(normed_BTD, normed_BTD, mask_BTS, xpos, cache, layer))
+        return x_BTD + self.dropout(self.fc2(self.ffn_inner_norm(F.gelu(self.fc1(self.ffn_norm(x_BTD))))))
+
+
+class Checkpointing(nn.Module):
+    """A tower whose layers may be computed again in the backward pass; transformers sets the flag where it finds it."""
+
+    gradient_checkpointing = False
+
+    def run(self, layer, x, *args):
+        """layer(x, *args); never reentrant, for that loses the gradients of a layer whose input needs none."""
+        if self.gradient_checkpointing and self.training:
+            return checkpoint(layer, x, *args, use_reentrant=False)
+        return layer(x, *args)
+
+
+class Decoder(Checkpointing):
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config["layers"]))
+        self.final_norm = nn.LayerNorm(config["width"])
+
+    def forward(self, x_BTD, mask_BTS, positions_BT, cache=None):
+        """float[B, T, D], embedded tokens -> float[B, T, D] after the final LayerNorm."""
+        head_width = self.config["width"] // self.config["heads"]
+        xpos = None if self.config["positions"] == "sinusoidal" else xpos_tables(positions_BT, head_width)
+        for i, layer in enumerate(self.layers):
+            x_BTD = self.run(layer, x_BTD, mask_BTS, xpos, cache, i)
+        return self.final_norm(x_BTD)
+
+
+class VisionLayer(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        width, ffn = config["width"], config["ffn"]
+        self.quick_gelu = config["activation"] == "quick_gelu"
+        self.norm1 = nn.LayerNorm(width)
+        self.attention = Attention(width, config["heads"])
+        self.norm2 = nn.LayerNorm(width)
+        self.fc1 = nn.Linear(width, ffn)
+        self.fc2 = nn.Linear(ffn, width)
+
+    def forward(self, x_NPD):
+        normed_NPD = self.norm1(x_NPD)
+        x_NPD = x_NPD + self.attention(normed_NPD, normed_NPD)
+        hidden = self.fc1(self.norm2(x_NPD))
+        return x_NPD + self.fc2(hidden * torch.sigmoid(1.702 * hidden) if self.quick_gelu else F.gelu(hidden))
+
+
+class Vision(Checkpointing):
+    """CLIP's vision transformer; LayerNorm on all tokens at the end, then unit length for each."""
+
+    def __init__(self, config):
+        super().__init__()
+        width, self.patch_size = config["width"], config["patch_size"]
+        patches = (config["image_size"] // self.patch_size) ** 2
+        self.class_token = nn.Parameter(torch.randn(width) * width**-0.5)
+        self.positions = nn.Parameter(torch.randn(patches + 1, width) * width**-0.5)
+        self.patch = nn.Linear(3 * self.patch_size**2, width, bias=False)
+        self.ln_pre = nn.LayerNorm(width)
+        self.layers = nn.ModuleList(VisionLayer(config) for _ in range(config["layers"]))
+        self.ln_post = nn.LayerNorm(width)
+
+    def forward(self, pixels_NCHW):
+        """float[N, 3, H, W], normalised -> float[N, P, d], unit vectors, the class token's first."""
+        n, size = len(pixels_NCHW), self.patch_size
+        tiles = pixels_NCHW.to(self.positions.dtype).unflatten(3, (-1, size)).unflatten(2, (-1, size))
+        x_NPD = self.patch(torch.einsum("nchpwq->nhwpqc", tiles).reshape(n, len(self.positions) - 1, -1))
+        x_NPD = torch.cat([self.class_token.to(x_NPD.dtype).expand(n, 1, -1), x_NPD], dim=1)
+        x_NPD = self.ln_pre(x_NPD + self.positions)
+        for layer in self.layers:
+            x_NPD = self.run(layer, x_NPD)
+        x_NPD = self.ln_post(x_NPD)
+        return F.normalize(x_NPD.float(), dim=-1).to(x_NPD.dtype)
+
+
+class XConnector(nn.Module):
+    """The connector of the released Kosmos models: learned queries attend to [features; queries], once."""
+
+    def __init__(self, config, vision_width, width):
+        super().__init__()
+        self.dense = nn.Linear(vision_width, width)
+        self.queries = nn.Parameter(torch.randn(config["tokens"], width))
+        self.attention = Attention(width, config["heads"], dropout=config["dropout"])
+
+    def forward(self, features_NPd):
+        """float[N, P, d] -> float[N, Q, D]."""
+        features_NPD = self.dense(features_NPd)
+        queries_NQD = self.queries.to(features_NPD.dtype).expand(len(features_NPD), -1, -1)
+        return self.attention(queries_NQD, torch.cat([features_NPD, queries_NQD], dim=1))
+
+
+class PerceiverLayer(nn.Module):
+    def __init__(self, config, width):
+        super().__init__()
+        self.features_norm = nn.LayerNorm(width)
+        self.queries_norm = nn.LayerNorm(width)
+        self.attention = Attention(width, config["heads"], bias=False, dropout=config["dropout"])
+        self.ffn_norm = nn.LayerNorm(width)
+        self.fc1 = nn.Linear(width, 4 * width, bias=False)
+        self.fc2 = nn.Linear(4 * width, width, bias=False)
+
+    def forward(self, x_NQD, features_NPD):
+        queries_NQD = self.queries_norm(x_NQD)
+        context = torch.cat([self.features_norm(features_NPD), queries_NQD], dim=1)
+        x_NQD = x_NQD + self.attention(queries_NQD, context)
+        return x_NQD + self.fc2(F.gelu(self.fc1(self.ffn_norm(x_NQD))))
+
+
+class Perceiver(nn.Module):
+    """Flamingo's resampler (arXiv 2204.14198, A.1.1) after a linear map to the decoder's width."""
+
+    def __init__(self, config, vision_width, width):
+        super().__init__()
+        self.dense = nn.Linear(vision_width, width)
+        self.queries = nn.Parameter(torch.randn(config["tokens"], width))
+        self.layers = nn.ModuleList(PerceiverLayer(config, width) for _ in range(config["layers"]))
+        self.final_norm = nn.LayerNorm(width)
+
+    def forward(self, features_NPd):
+        """float[N, P, d] -> float[N, Q, D]."""
+        features_NPD = self.dense(features_NPd)
+        x_NQD = self.queries.to(features_NPD.dtype).expand(len(features_NPD), -1, -1)
+        for layer in self.layers:
+            x_NQD = layer(x_NQD, features_NPD)
+        return self.final_norm(x_NQD)
+
+
+class Kosmos(nn.Module):
+    """Tokens and images to scores; `config` is a dictionary with sections "text", "vision" and "connector"."""
+
+    def __init__(self, config):
+        super().__init__()
+        text, vision, connector = (config[name] for name in ("text", "vision", "connector"))
+        self.config = config
+        self.embedding = nn.Embedding(text["vocab_size"], text["width"])
+        self.vision = Vision(vision)
+        make_connector = XConnector if connector["kind"] == "xconnector" else Perceiver
+        self.connector = make_connector(connector, vision["width"], text["width"])
+        self.dropout = nn.Dropout(text["dropout"])
+        self.decoder = Decoder(text)
+
+    def encode_images(self, pixels_NCHW):
+        """float[N, 3, H, W], normalised -> float[N, Q, D], as the decoder's stream wants them."""
+        return self.connector(self.vision(pixels_NCHW))
+
+    def embed(self, tokens_BT, slots_BT, pixels, positions_BT):
+        """Token and image vectors in one stream, scaled by sqrt(D) (the images too), with positions added."""
+        width = self.config["text"]["width"]
+        x_BTD = self.embedding(tokens_BT)
+        if pixels is not None and slots_BT is None:
+            raise ValueError("there are images and no slots that say where they stand")
+        elif pixels is not None:
+            images_NQD = self.encode_images(pixels) if pixels.ndim == 4 else pixels
+            picked_BTD = images_NQD.flatten(0, 1)[slots_BT.clamp(min=0)]
+            # No write into the embeddings: they may be leaves that need gradients, as for LoRA.
+            x_BTD = torch.where((slots_BT >= 0)[..., None], picked_BTD.to(x_BTD.dtype), x_BTD)
+        elif slots_BT is not None and (slots_BT >= 0).any():
+            raise ValueError("slots ask for images and there are none; give pixels, or slots of -1")
+        x_BTD = x_BTD * math.sqrt(width)
+        if self.config["text"]["positions"] != "xpos":
+            x_BTD = x_BTD + sinusoids(positions_BT, width).to(x_BTD.dtype)
+        return self.dropout(x_BTD)
+
+    def read(
+        self, tokens, slots=None, pixels=None, attention_mask=None, position_ids=None, segment_ids=None, cache=None
+    ):
+        """Hidden states after the final LayerNorm; `logits` turns them into scores.
+
+        Args:
+          tokens: int[B, T]; the value in an image slot does not matter.
+          slots: int[B, T], -1 for text, otherwise n * Q + q: the q-th vector of the batch's n-th image. None for text.
+          pixels: float[N, 3, H, W], see `normalize`, or what `encode_images` made of them.
+          attention_mask: int[B, S], 1 for a token and 0 for padding, wherever it stands, for all that was read before
+            (see `cache`) and the T tokens. None for no padding.
+          position_ids: int[B, T]; None counts each document's own tokens from 0.
+          segment_ids: int[B, S] in place of `attention_mask` when rows hold several documents that do not see each
+            other: 1, 2, ... by document.
+          cache: `Cache` or transformers' `DynamicCache`; takes up the T tokens.
+
+        Returns:
+          float[B, T, D].
+        """
+        rows, count = tokens.shape
+        length = count + (0 if cache is None else int(cache.get_seq_length()))
+        segments_BS = attention_mask if segment_ids is None else segment_ids
+        if segments_BS is None:
+            segments_BS = tokens.new_ones(rows, length)
+        if segments_BS.shape != (rows, length):
+            found = tuple(segments_BS.shape)
+            raise ValueError(f"a mask of {found} for {rows} rows of {length} tokens, those in the cache included")
+        mask_BTS = causal_mask(segments_BS, count)
+        # A token sees those before it in its document and itself: that counts its position, through any padding.
+        positions_BT = mask_BTS.sum(-1) - 1 if position_ids is None else position_ids
+        x_BTD = self.embed(tokens, slots, pixels, positions_BT)
+        return self.decoder(x_BTD, mask_BTS, positions_BT, cache)
+
+    def logits(self, hidden):
+        """float[..., D] -> float[..., V]."""
+        return F.linear(hidden, self.embedding.weight)
+
+    def forward(self, *args, **kwargs):
+        """As `read`, but the scores of the token after each: float[B, T, V]."""
+        return self.logits(self.read(*args, **kwargs))
+
+    @torch.no_grad()
+    def generate(
+        self, tokens, slots=None, pixels=None, attention_mask=None, max_new_tokens=64, *, eos=2, pad=1, forbidden=()
+    ):
+        """The likeliest tokens, int[B, G]: `eos` ends a row, `pad` fills it after that, `forbidden` ids never come.
+
+        The other arguments are those of `read`; padding may stand on either side.
+        """
+        mask = torch.ones_like(tokens) if attention_mask is None else attention_mask
+        cache, chosen = Cache(), []
+        ended_B = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
+        hidden_BTD = self.read(tokens, slots, pixels, mask, cache=cache)
+        while True:
+            logits_BV = self.logits(last_token(hidden_BTD, mask))[:, 0].float()
+            logits_BV[:, list(forbidden)] = -torch.inf
+            chosen.append(torch.where(ended_B, pad, logits_BV.argmax(-1)))
+            ended_B = ended_B | (chosen[-1] == eos)
+            if len(chosen) == max_new_tokens or ended_B.all():
+                return torch.stack(chosen, dim=1)
+            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+            hidden_BTD = self.read(chosen[-1][:, None], attention_mask=mask, cache=cache)
+
+
+def last_token(hidden_BTD, attention_mask=None):
+    """float[B, 1, D]: the hidden state of each row's last token, before any padding on the right."""
+    if attention_mask is None:
+        return hidden_BTD[:, -1:]
+    real_BT = attention_mask[:, -hidden_BTD.shape[1] :] > 0
+    last_B = (real_BT * torch.arange(real_BT.shape[1], device=real_BT.device)).argmax(1)
+    return hidden_BTD[torch.arange(len(last_B), device=last_B.device), last_B][:, None]
+
+
+def load(directory) -> Kosmos:
+    """The model of an export (`kosmos export --to torch`), in the dtype of its weights, ready for inference."""
+    from safetensors.torch import load_file
+
+    directory = Path(directory)
+    config = json.loads((directory / "config.json").read_text())["model"]
+    with torch.device("meta"):
+        model = Kosmos(config)
+    weights = {}
+    for path in sorted(directory.glob("model*.safetensors")):
+        weights |= load_file(path)
+    model.load_state_dict(weights, assign=True)
+    return model.eval()

@@ -1,0 +1,138 @@
+"""Text and images to what KOSMOS-1 reads, in the tokens and pixels of kosmos_jax."""
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import BatchFeature, ProcessorMixin
+from transformers.image_processing_utils import BaseImageProcessor
+
+from .kosmos_torch import normalize
+
+
+def flat(images) -> list:
+    """Nested lists of images in one list, in reading order."""
+    if isinstance(images, list | tuple):
+        return [image for part in images for image in flat(part)]
+    return [] if images is None else [images]
+
+
+def there_are(images: int) -> str:
+    return "there is 1 image" if images == 1 else f"there are {images} images"
+
+
+class KosmosJaxImageProcessor(BaseImageProcessor):
+    """Squashes images to the model's size by PIL's bicubic filter; normalises with CLIP's mean and deviation."""
+
+    model_input_names = ["pixel_values"]
+
+    def __init__(self, size=None, num_image_tokens=64, **kwargs):
+        super().__init__(**kwargs)
+        self.size = size or {"height": 224, "width": 224}
+        self.num_image_tokens = num_image_tokens
+
+    def squash(self, image):
+        """PIL image, uint8[H, W] or uint8[H, W, 3] -> uint8[height, width, 3]."""
+        image = image if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image))
+        shape = (self.size["width"], self.size["height"])
+        return np.asarray(image.convert("RGB").resize(shape, Image.Resampling.BICUBIC))
+
+    def __call__(self, images, return_tensors="pt", **kwargs):
+        """One image or (nested) lists of them -> pixel_values float32[N, 3, H, W]."""
+        squashed = np.stack([self.squash(image) for image in flat(images)])
+        return BatchFeature({"pixel_values": normalize(torch.from_numpy(squashed))}, tensor_type=return_tensors)
+
+    preprocess = __call__
+
+
+class KosmosJaxProcessor(ProcessorMixin):
+    """Tokenizer and image processor: processor(text=["<image> A cat", "<image> or <image>?"], images=[a, b, c])."""
+
+    attributes = ["image_processor", "tokenizer"]
+    if not hasattr(ProcessorMixin, "get_attributes"):  # transformers 4 asks for these names and 5 warns of them
+        image_processor_class, tokenizer_class = "AutoImageProcessor", "AutoTokenizer"
+
+    def __init__(self, image_processor=None, tokenizer=None, **kwargs):
+        super().__init__(image_processor, tokenizer, **kwargs)
+
+    def __call__(self, images=None, text=None, return_tensors="pt", padding_side="left", return_labels=False, **kwargs):
+        """Rows of tokens, padded to the longest, and the images of all rows in one buffer.
+
+        Args:
+          images: PIL images or uint8[H, W, 3], nested or not, in the order of the `<image>` in the texts.
+          text: a text or a list of them. Each `<image>` stands for an image and a newline for `</line>`; whatever else
+            looks like a tag is text. No `</s>` is put at the end, for the text is to be continued.
+          return_tensors: "pt".
+          padding_side: "left" for generation; "right" is as good for training.
+          return_labels: for training: `</s>` at the end, and `labels`, -100 for `<s>`, images and padding.
+
+        Returns:
+          input_ids, attention_mask, image_slots int64[B, T]; with images pixel_values float32[N, 3, H, W].
+
+        Raises:
+          ValueError: there are more or fewer images than `<image>`.
+        """
+        texts, images = [text] if isinstance(text, str) else list(text), flat(images)
+        rows, used = [], 0
+        for place, row_text in enumerate(texts):
+            rows.append(self._row(row_text, used, end=return_labels))
+            used += row_text.count("<image>")
+            if used > len(images):
+                raise ValueError(f"text {place} has image {used}, and {there_are(len(images))}: {row_text!r}")
+        if used < len(images):
+            raise ValueError(f"{there_are(len(images))}, and the texts name {used} by <image>")
+
+        length = max(len(ids) for ids, _ in rows)
+        fill = lambda row, value: [value] * (length - len(row))  # noqa: E731
+        pad = lambda row, v: fill(row, v) + row if padding_side == "left" else row + fill(row, v)  # noqa: E731
+        batch = {
+            "input_ids": [pad(ids, self.tokenizer.pad_token_id) for ids, _ in rows],
+            "attention_mask": [pad([1] * len(ids), 0) for ids, _ in rows],
+            "image_slots": [pad(slots, -1) for _, slots in rows],
+        }
+        if return_labels:
+            given = self.tokenizer.convert_tokens_to_ids(["<s>", "<image>", "</image>"])
+            batch["labels"] = [pad([-100 if i in given else i for i in ids], -100) for ids, _ in rows]
+        if images:
+            batch["pixel_values"] = self.image_processor(images)["pixel_values"]
+        return BatchFeature(batch, tensor_type=return_tensors)
+
+    def _row(self, text, image, end):
+        """Ids and slots of one text, whose first image is number `image` of the batch."""
+        bos, line, opening, closing, eos = self.tokenizer.convert_tokens_to_ids(
+            ["<s>", "</line>", "<image>", "</image>", "</s>"]
+        )
+        ids, slots, line_ended = [bos], [-1], False
+
+        def append(more, more_slots):
+            # As in training: </line> stands between what is on two lines; empty lines leave no trace.
+            nonlocal line_ended
+            if line_ended and len(ids) > 1:
+                ids.append(line)
+                slots.append(-1)
+            line_ended = False
+            ids.extend(more)
+            slots.extend(more_slots)
+
+        count = self.image_processor.num_image_tokens
+        for i, part in enumerate(text.split("<image>")):
+            if i:
+                first = (image + i - 1) * count
+                append([opening] * (1 + count) + [closing], [-1, *range(first, first + count), -1])
+            for j, words in enumerate(part.split("\n")):
+                line_ended |= j > 0
+                encoded = self.tokenizer(words, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+                if encoded:
+                    append(encoded, [-1] * len(encoded))
+        return (ids + [eos], slots + [-1]) if end else (ids, slots)
+
+    def decode(self, ids, **kwargs):
+        """The text of a row of ids, or of each of several: `</line>` is a newline, other tags are nothing."""
+        ids = ids.tolist() if hasattr(ids, "tolist") else list(ids)
+        if ids and isinstance(ids[0], list):
+            return [self.decode(row, **kwargs) for row in ids]
+        line, lines = self.tokenizer.convert_tokens_to_ids("</line>"), [[]]
+        for i in ids:
+            lines.append([]) if i == line else lines[-1].append(i)
+        return "\n".join(self.tokenizer.decode(part, **{"skip_special_tokens": True, **kwargs}) for part in lines)
+
+    batch_decode = post_process_image_text_to_text = decode

@@ -1,0 +1,54 @@
+"""What to change when a plan does not fit, or fits and is slow."""
+
+from kosmos_jax.planning.plan import Plan
+
+# Less than this is worth a word; the issue's goal for large models.
+GOOD_MFU = 0.6
+
+
+def advice(plan: Plan) -> list[str]:
+    """Lines for the reader, the most promising first."""
+    if not plan.fits:
+        return [*_smaller(plan), "or let --fit look for what fits"]
+    return _faster(plan) if plan.mfu < GOOD_MFU else []
+
+
+def _smaller(plan: Plan) -> list[str]:
+    """Each names what takes the memory and the option that shrinks it."""
+    held, lines = plan.memory, []
+    state = sum(held.get(kind, 0) for kind in ("parameters", "optimizer", "average", "padding"))
+    if state > plan.limit / 2:
+        lines.append("most of it is parameters and optimizer: more chips, or a mesh that splits them (--mesh fsdp)")
+    if plan.settings["remat"] != "full":
+        lines.append("keep fewer activations: --config.model.remat=full")
+    more = _next_microbatches(plan)
+    if more:
+        lines.append(f"smaller parts of the batch at a time: --config.training.microbatches={more}")
+    elif held["temporaries"] > plan.limit / 2:
+        lines.append("a device holds one row at a time already: split rows or layers, --mesh fsdp_cp or fsdp_tp")
+    return lines
+
+
+def _next_microbatches(plan: Plan) -> int | None:
+    """The next larger number of microbatches that divides the rows of every device."""
+    shards = plan.mesh["data"] * plan.mesh["fsdp"]
+    rows, now = plan.settings["rows"] // shards, plan.settings["microbatches"]
+    return next((n for n in range(now + 1, rows + 1) if rows % n == 0), None)
+
+
+def _faster(plan: Plan) -> list[str]:
+    times, lines = plan.roofline, []
+    total = sum(plan.model_flops.values())
+    if times.waiting > 0.1 * times.seconds:
+        lines.append(f"{times.waiting / times.seconds:.0%} of a step waits for collectives that nothing overlaps")
+    if plan.program_flops > 1.5 * total:
+        lines.append(
+            f"the program computes {plan.program_flops / total:.1f} times the model's FLOPs: remat adds a third; more "
+            "than that is work that devices do in common"
+        )
+    hints = {
+        "HBM": "memory is the limit: fewer microbatches, or an attention kernel that does not write its scores",
+        "ICI": "the fast network is the limit: fewer microbatches (each gathers the weights again), or more rows",
+        "DCN": "the slow network is the limit: --mesh hsdp sends only gradients over it; more rows help too",
+    }
+    return lines + ([hints[times.binding]] if times.binding in hints else [])

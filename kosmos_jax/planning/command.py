@@ -1,0 +1,36 @@
+"""The verb `kosmos plan`."""
+
+import json
+from pathlib import Path
+
+from kosmos_jax.config import load_config
+from kosmos_jax.parallel.topology import parse
+
+EXIT_DOES_NOT_FIT = 1
+
+
+def plan(args) -> int:
+    """Prints what a run would need; status 0 if it fits the hardware, 1 if not."""
+    config, topology = load_config(args.config, args.overrides), parse(args.topology, args.slices)
+    # After the arguments were read: a mistyped one should not have to wait for JAX.
+    from kosmos_jax.planning.fit import fit
+    from kosmos_jax.planning.isolated import isolated_plan
+    from kosmos_jax.planning.report import report
+
+    made = fit(config, topology, args.mesh) if args.fit else isolated_plan(config, topology, args.mesh)
+    print(report(made))
+    if args.fit and made.fits:
+        print("\nto run it so:\n  " + " ".join(overrides(made)))
+    if args.json:
+        Path(args.json).write_text(json.dumps(made.as_dict(), indent=2) + "\n")
+    return 0 if made.fits else EXIT_DOES_NOT_FIT
+
+
+def overrides(made) -> list[str]:
+    """The flags for `kosmos train` that give a plan's mesh and settings."""
+    values = {f"mesh.{axis}": size for axis, size in made.mesh.items()}
+    values |= {
+        "model.remat": made.settings["remat"],
+        "training.microbatches": made.settings["microbatches"],
+    }
+    return [f"--config.{key}={value}" for key, value in values.items()]

@@ -1,0 +1,206 @@
+"""What one device of a compiled program does in a step: floating-point operations, and bytes to and from its memory."""
+
+import json
+import math
+import re
+
+import numpy as np
+
+from kosmos_jax.planning.hlo import Instruction, Program
+
+Computation = dict[str, Instruction]
+# Instructions that move nothing by themselves.
+FREE = {
+    "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all",
+    "partition-id", "replica-id", "iota", "opt-barrier", "domain", "async-start", "async-update",
+}  # fmt: skip
+
+
+def flops(program: Program) -> float:
+    """Of the matrix products, which are all that counts; what is computed again for the backward pass included.
+
+    A kernel (Pallas, cuDNN) counts what its own estimate in the program says, see `opaque_kernels`.
+    """
+    return sum(times * _computation_flops(program, name) for name, times in program.runs.items())
+
+
+def _computation_flops(program: Program, name: str) -> float:
+    total, computation = 0.0, program.computations[name]
+    for instruction in computation.values():
+        if instruction.opcode == "dot":
+            total += _dot(instruction, computation)
+        elif instruction.opcode == "convolution":
+            total += _convolution(instruction, computation)
+        elif instruction.opcode == "custom-call":
+            total += _custom_call(instruction, computation)
+        elif instruction.opcode in ("fusion", "async-start"):
+            total += sum(_computation_flops(program, callee) for callee in instruction.called["calls"])
+    return total
+
+
+def opaque_kernels(program: Program) -> set[str]:
+    """Names of kernels whose work the program does not tell."""
+    return {
+        _target(i)
+        for name in program.runs
+        for i in program.computations[name].values()
+        if i.opcode == "custom-call" and _is_kernel(i) and _estimate(i, "flops") is None
+    }
+
+
+def kernels(program: Program) -> set[str]:
+    """Names of all hand-written kernels in the program: "tpu_custom_call", "__cudnn$fmhaSoftmax", ..."""
+    found = (i for name in program.runs for i in program.computations[name].values() if i.opcode == "custom-call")
+    return {_target(i) for i in found if _is_kernel(i)}
+
+
+def _target(call: Instruction) -> str:
+    target = re.search(r'custom_call_target="([^"]*)"', call.attributes)
+    return target[1] if target else ""
+
+
+def _is_kernel(call: Instruction) -> bool:
+    return bool(re.match(r"tpu_custom_call|__cudnn\$fmha|__gpu\$xla\.gpu\.triton|triton|mosaic_gpu", _target(call)))
+
+
+def _estimate(call: Instruction, key: str) -> float | None:
+    """Pallas writes its `cost_estimate` into the call's configuration."""
+    known = re.search(r'"cost_estimate":\{([^}]*)\}', call.attributes)
+    value = known and json.loads("{" + known[1] + "}").get(key)
+    return float(value) if value else None
+
+
+def _custom_call(call: Instruction, computation: Computation) -> float:
+    if "gemm" in _target(call) or "matmul" in _target(call):
+        contracted = re.search(r'"lhs_contracting_dimensions":\[([^\]]*)\]', call.attributes)
+        if not contracted:
+            return 0.0
+        lhs = computation[call.operands[0]].arrays[0]
+        return 2.0 * call.arrays[0].elements * math.prod(lhs.dims[int(d)] for d in re.findall(r"\d+", contracted[1]))
+    return _estimate(call, "flops") or 0.0
+
+
+def _dot(dot: Instruction, computation: Computation) -> float:
+    contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", dot.attributes)
+    lhs = computation[dot.operands[0]].arrays[0]
+    inner = math.prod(lhs.dims[int(d)] for d in re.findall(r"\d+", contracted[1])) if contracted else 1
+    return 2.0 * dot.arrays[0].elements * inner
+
+
+def _convolution(convolution: Instruction, computation: Computation) -> float:
+    """XLA's TPU compiler writes every matrix product as a convolution, with batch dimensions as dilated windows.
+
+    So for each spatial dimension the pairs of output place and window place are counted that meet an input at all.
+    """
+    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", convolution.attributes)
+    lhs, rhs = (computation[name].arrays[0].dims for name in convolution.operands[:2])
+    out = convolution.arrays[0].dims
+    spatial = sorted(c for c in labels[1] if c.isdigit())
+    window = _window(convolution.attributes, len(spatial))
+    total = 2.0 * out[labels[3].index("b")] * out[labels[3].index("f")] * rhs[labels[2].index("i")]
+    for n, dim in enumerate(spatial):
+        places = out[labels[3].index(dim)], rhs[labels[2].index(dim)], lhs[labels[1].index(dim)]
+        total *= _meetings(*places, *(window[key][n] for key in ("stride", "pad", "lhs_dilate", "rhs_dilate")))
+    groups = re.search(r"batch_group_count=(\d+)", convolution.attributes)
+    return total / (int(groups[1]) if groups else 1)
+
+
+def _window(attributes: str, dims: int) -> dict[str, list[int]]:
+    """Stride, lower padding and dilations of each spatial dimension."""
+    found = re.search(r"window=\{([^}]*)\}", attributes)
+    fields = dict(part.split("=") for part in found[1].split()) if found else {}
+    window = {
+        key: [default] * dims for key, default in (("stride", 1), ("pad", 0), ("lhs_dilate", 1), ("rhs_dilate", 1))
+    }
+    for key in window:
+        if key in fields:
+            window[key] = [int(part.split("_")[0]) for part in fields[key].split("x")]
+    return window
+
+
+def _meetings(out: int, size: int, inputs: int, stride: int, pad: int, lhs_dilate: int, rhs_dilate: int) -> int:
+    place = np.arange(out)[:, None] * stride - pad + np.arange(size)[None] * rhs_dilate
+    return int(((place >= 0) & (place % lhs_dilate == 0) & (place < inputs * lhs_dilate)).sum())
+
+
+def memory_traffic(program: Program) -> float:
+    """Bytes read from and written to the main memory, each buffer once by every instruction that uses it.
+
+    What lies on chip (TPU's other memory spaces) is free. An instruction that takes one layer out of a stack, or puts
+    it in, counts that layer.
+    """
+    return sum(
+        times * sum(_traffic(i, program.computations[name], program) for i in program.computations[name].values())
+        for name, times in program.runs.items()
+    )
+
+
+def _traffic(instruction: Instruction, computation: Computation, program: Program) -> float:
+    if instruction.opcode in FREE or instruction.opcode.endswith("-done"):
+        return 0
+    if instruction.opcode == "copy-start":  # its result is (target, source, bookkeeping)
+        return sum(array.bytes for array in instruction.arrays[:2] if array.space == 0)
+    if instruction.opcode == "dynamic-slice":
+        return _in_memory(instruction) + (_in_memory(computation[instruction.operands[0]]) and instruction.bytes)
+    if instruction.opcode == "dynamic-update-slice":
+        return 2 * _in_memory(computation[instruction.operands[1]])
+    if instruction.opcode == "fusion":
+        return _fusion_traffic(instruction, computation, program)
+    read = sum(_in_memory(computation[name]) for name in set(instruction.operands) if name in computation)
+    return read + _in_memory(instruction)
+
+
+def _in_memory(instruction: Instruction) -> int:
+    return sum(array.bytes for array in instruction.arrays if array.space == 0)
+
+
+def _fusion_traffic(fusion: Instruction, computation: Computation, program: Program) -> float:
+    inner = program.computations[fusion.called["calls"][0]]
+    parameters = {int(i.operands[0]): i.name for i in inner.values() if i.opcode == "parameter"}
+    total = 0.0
+    for number, name in enumerate(fusion.operands):
+        operand = computation.get(name)
+        if operand is not None and number in parameters:
+            total += min(_in_memory(operand), _read(parameters[number], inner, program))
+    root = next(i for i in inner.values() if i.root)
+    results = [inner[name] for name in root.operands] if root.opcode == "tuple" else [root]
+    written = [_written(result, inner, program) for result in results]
+    if len(written) != len(fusion.arrays):  # a result that is a tuple itself
+        return total + _in_memory(fusion)
+    return total + sum(
+        min(array.bytes, size) for array, size in zip(fusion.arrays, written, strict=True) if not array.space
+    )
+
+
+def _read(name: str, computation: Computation, program: Program) -> float:
+    """Bytes of a fusion's parameter that are needed: only slices, if it is only sliced."""
+    total = 0.0
+    for user in computation.values():
+        if name not in user.operands:
+            continue
+        if user.opcode == "dynamic-slice" and user.operands[0] == name:
+            total += user.bytes
+        elif user.opcode == "dynamic-update-slice" and user.operands[0] == name:
+            continue  # written in place
+        elif user.opcode == "bitcast":
+            total += _read(user.name, computation, program)
+        elif user.opcode == "fusion":
+            inner = program.computations[user.called["calls"][0]]
+            number = user.operands.index(name)
+            inside = [i.name for i in inner.values() if i.opcode == "parameter" and int(i.operands[0]) == number]
+            total += _read(inside[0], inner, program) if inside else computation[name].bytes
+        else:
+            return computation[name].bytes
+    return total
+
+
+def _written(result: Instruction, computation: Computation, program: Program) -> float:
+    """Bytes of a fusion's result that it writes: of a stack only the layer that is put in."""
+    while result.opcode == "bitcast" and result.operands[0] in computation:
+        result = computation[result.operands[0]]
+    if result.opcode == "dynamic-update-slice":
+        return computation[result.operands[1]].bytes
+    if result.opcode == "fusion":
+        inner = program.computations[result.called["calls"][0]]
+        return _written(next(i for i in inner.values() if i.root), inner, program)
+    return result.bytes

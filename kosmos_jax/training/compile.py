@@ -1,0 +1,72 @@
+"""What `kosmos train` compiles and `kosmos plan` examines: the same step, from the same shapes and shardings."""
+
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from data_pipeline.mixture import _microbatch_rows, row_counts
+from data_pipeline.pipeline import DTYPES
+from kosmos_jax.parallel.flags import compiler_options
+from kosmos_jax.parallel.mesh import row_shards
+from kosmos_jax.training.feed import batch_shardings
+from kosmos_jax.training.optimizer import learning_rate, make_optimizer
+from kosmos_jax.training.state import TrainState, state_shardings
+from kosmos_jax.training.step import make_train_step
+
+
+class Step(NamedTuple):
+    """A training step for a mesh, not yet compiled.
+
+    Attributes:
+      function: jit of (state, batch) -> (state, metrics); the state's buffers are donated.
+      graph: the model's structure, with activations pinned to the mesh.
+      optimizer: optax's.
+      abstract: TrainState of ShapeDtypeStruct.
+      shardings: TrainState of NamedSharding.
+    """
+
+    function: Any
+    graph: Any
+    optimizer: Any
+    abstract: TrainState
+    shardings: TrainState
+
+
+def make_step(config, mesh) -> Step:
+    """The training step of a config on a mesh; nothing is allocated, no data is opened.
+
+    Raises:
+      UserError: a large array would be whole on every device.
+    """
+    training = config.training
+    optimizer = make_optimizer(training.optimizer, training.steps)
+    graph, abstract, shardings = state_shardings(config, optimizer, mesh)
+    schedule = learning_rate(training.optimizer, training.steps)
+    function = jax.jit(
+        make_train_step(graph, optimizer, config, schedule, sorted(config.data.sources)),
+        donate_argnums=0,
+        in_shardings=(shardings, batch_shardings(mesh)),
+        out_shardings=(shardings, NamedSharding(mesh, P())),
+        compiler_options=compiler_options(mesh),
+    )
+    return Step(function, graph, optimizer, abstract, shardings)
+
+
+def batch_shapes(config, mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """The arrays of a global batch, as `Mixture.shapes` has them: they follow from the config and the mesh alone.
+
+    Raises:
+      UserError: rows cannot be divided over microbatches and devices, or a source gets none.
+    """
+    data, image_size, shards = config.data, config.model.vision.image_size, row_shards(mesh)
+    microbatches, names = config.training.microbatches, sorted(data.sources)
+    rows = _microbatch_rows(data.batch_rows, microbatches, shards)
+    counts = row_counts({name: data.sources[name].share for name in names}, rows, microbatches)
+    places = sum(count * data.sources[name].images_per_row for name, count in zip(names, counts, strict=True))
+    images = -(-max(1, places) // shards) * shards
+    shapes = dict.fromkeys(DTYPES, (microbatches, rows, data.seq_len))
+    shapes |= {"row_source": (microbatches, rows), "images": (microbatches, images, image_size, image_size, 3)}
+    return {name: jax.ShapeDtypeStruct(shapes[name], np.dtype(dtype)) for name, dtype in DTYPES.items()}

@@ -1,0 +1,178 @@
+"""What a job is, whichever scheduler runs it: the description, and the Python file that holds it."""
+
+import re
+import runpy
+import shlex
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+
+from kosmos_jax.errors import UserError
+from kosmos_jax.parallel.topology import Topology, parse
+
+CAPACITIES = ("on-demand", "spot", "reserved")
+# Of process 0, where nothing else names one.
+COORDINATOR_PORT = 8476
+# For a checkpoint between SIGTERM and SIGKILL. A spot machine is taken away after 30 seconds whatever is asked for.
+GRACE_SECONDS = 300
+
+
+@dataclass(frozen=True)
+class Slurm:
+    """What only sbatch is told; what is empty is left to the cluster."""
+
+    partition: str = ""
+    account: str = ""
+    qos: str = ""
+    time: str = ""  # of one start, such as "24:00:00": when it is nearly up, the run saves and is queued again
+    setup: tuple[str, ...] = ()  # lines of shell before the run, such as "module load cuda"
+
+
+@dataclass(frozen=True)
+class Gke:
+    """What only Kubernetes is told."""
+
+    queue: str = ""  # Kueue's LocalQueue; empty: no Kueue, the pods start as soon as there are nodes
+    namespace: str = "default"
+    service_account: str = ""  # of Kubernetes, with access to the buckets
+
+
+@dataclass(frozen=True)
+class TpuVm:
+    """What only gcloud is told."""
+
+    project: str = ""
+    zone: str = ""
+    service_account: str = ""  # an e-mail address; empty: Compute Engine's default one
+
+
+@dataclass(frozen=True)
+class JobDescription:
+    """A run of `kosmos train` on a number of machines; launch/jobs has examples.
+
+    Every start runs the same command, and goes on from the newest checkpoint of the workdir.
+    """
+
+    name: str
+    config: str  # as for `kosmos train`; a relative path counts from the image's folder, or from where you submit
+    topology: str  # "v5p:4x4x4"; "h100:8x8", hosts x GPUs; "cpu:2x1", hosts x processes
+    workdir: str  # a path that all machines share: under one of `mounts`, or a shared file system
+    slices: int = 1
+    overrides: Mapping[str, object] = field(default_factory=dict)  # {"training.steps": 500}
+    image: str = ""
+    venv: str = ""  # instead of an image, on Slurm: a folder that all hosts see
+    mounts: Mapping[str, str] = field(default_factory=dict)  # path -> "gs://BUCKET", "pvc:CLAIM" (GKE), "/path" (Slurm)
+    env: Mapping[str, str] = field(default_factory=dict)
+    max_restarts: int = 10  # after failures; a start that ends with 75 (stopped and saved) is always started again
+    capacity: str = "on-demand"
+    reservation: str = ""  # its name, with capacity="reserved"
+    slurm: Slurm = Slurm()
+    gke: Gke = Gke()
+    tpu_vm: TpuVm = TpuVm()
+
+    def __post_init__(self):
+        # Pods are called NAME-hosts-SLICE-HOST-xxxxx, and a name of Kubernetes has at most 63 characters.
+        good_name = re.fullmatch(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?", self.name)
+        self.require(good_name, "name", "write at most 40 of a-z, 0-9 and -, beginning with a letter: kosmos1-v5p")
+        self.require(
+            not self.workdir.startswith("gs://"), "workdir", 'mounts={"/runs": "gs://BUCKET"}, workdir="/runs/1"'
+        )
+        self.require(self.workdir, "workdir", "name a folder that all machines share")
+        self.require(self.capacity in CAPACITIES, "capacity", f"write one of {', '.join(CAPACITIES)}")
+        self.require(not self.reservation or self.capacity == "reserved", "reservation", 'add capacity="reserved"')
+        self.require(self.max_restarts >= 0, "max_restarts", "0 is the least")
+        for key, value in self.env.items():
+            self.require(re.fullmatch(r"[A-Za-z_]\w*", key) and isinstance(value, str), "env", f"{key!r}: give text")
+        for path in self.mounts:
+            self.require(PurePosixPath(path).is_absolute(), "mounts", f"{path!r} has to be an absolute path")
+        _ = self.hosts
+
+    @cached_property
+    def place(self) -> Topology | None:
+        """The chips of a slice; None on CPU."""
+        return None if self.topology.startswith("cpu:") else parse(self.topology, self.slices)
+
+    @property
+    def kind(self) -> str:
+        """ "tpu", "gpu" or "cpu"."""
+        return self.place.chip.kind if self.place else "cpu"
+
+    @cached_property
+    def hosts(self) -> int:
+        """Machines of a slice."""
+        return self.place.hosts if self.place else self._cpus[0]
+
+    @property
+    def per_host(self) -> int:
+        """Chips of a host; on CPU, processes."""
+        return self.place.chips // self.hosts if self.place else self._cpus[1]
+
+    @property
+    def _cpus(self) -> tuple[int, int]:
+        match = re.fullmatch(r"cpu:([1-9]\d*)x([1-9]\d*)", self.topology)
+        self.require(match and self.slices == 1, "topology", "for CPUs write cpu:HOSTSxPROCESSES, and no slices")
+        return int(match[1]), int(match[2])
+
+    @property
+    def processes(self) -> int:
+        """All processes of the job: one a TPU host, one a GPU, as many as asked for on CPU."""
+        return self.slices * self.hosts * (1 if self.kind == "tpu" else self.per_host)
+
+    @property
+    def command(self) -> list[str]:
+        """What every process runs."""
+        kosmos = f"{self.venv}/bin/kosmos" if self.venv else "kosmos"
+        overrides = [f"--config.{key}={value}" for key, value in self.overrides.items()]
+        return [kosmos, "train", "--config", self.config, "--workdir", self.workdir, *overrides]
+
+    @property
+    def gpu_processes(self) -> list[str]:
+        """What a host with several GPUs runs: `command` once for each (launch/local.py). It comes after `--`."""
+        return [
+            "python",
+            "-m",
+            "launch.local",
+            f"--here={self.per_host}",
+            f"--total={self.processes}",
+            "--one-gpu-each",
+        ]
+
+    @property
+    def exports(self) -> list[str]:
+        """The environment as lines of shell."""
+        return [f"export {key}={shlex.quote(value)}" for key, value in self.env.items()]
+
+    def require(self, fine, key: str, instead: str):
+        """Raises a UserError about one field unless it is fine; `instead` says what to write."""
+        if not fine:
+            raise UserError(f"job {self.name}: {key} is {getattr(self, key)!r}; {instead}")
+
+    def require_workdir_mounted(self):
+        """For machines that share nothing but buckets."""
+        inside = any(PurePosixPath(self.workdir).is_relative_to(path) for path in self.mounts)
+        self.require(
+            inside, "workdir", 'put it under a mount, such as mounts={"/runs": "gs://BUCKET"}, workdir="/runs/1"'
+        )
+
+
+def load_job(path: str | Path) -> JobDescription:
+    """The job that `get_job()` of a Python file returns.
+
+    Raises:
+      UserError: no such file or function, an error inside, or a description that does not hold together.
+    """
+    if not Path(path).is_file():
+        raise UserError(f"--job {path} does not exist; launch/jobs has examples")
+    try:
+        job = runpy.run_path(str(path))["get_job"]()
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    except Exception as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        place = f"{path}, line {lines[-1]}" if lines else path
+        raise UserError(f"{place}: {type(error).__name__}: {error}") from error
+    if not isinstance(job, JobDescription):
+        raise UserError(f"{path}: get_job() returns a {type(job).__name__}; it has to be a launch.job.JobDescription")
+    return job

@@ -1,0 +1,16 @@
+"""The paper's model on 64 H100 of a cloud: `--on gke` (a3-high) or `skypilot`. Names with "my" are yours to choose."""
+
+from launch.job import Gke, JobDescription
+
+
+def get_job():
+    return JobDescription(
+        name="kosmos1-h100",
+        config="configs/kosmos1.py",
+        topology="h100:8x8",
+        image="us-docker.pkg.dev/my-project/my-images/kosmos-gpu:0.1.0",
+        mounts={"/runs": "gs://my-runs", "/data": "gs://my-data"},
+        workdir="/runs/kosmos1-h100",
+        env={"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.9"},
+        gke=Gke(queue="my-queue"),
+    )

@@ -1,0 +1,15 @@
+"""The paper's model on 64 H100 of a Slurm cluster. Names with "my" are yours to choose."""
+
+from launch.job import JobDescription, Slurm
+
+
+def get_job():
+    return JobDescription(
+        name="kosmos1-slurm",
+        config="configs/kosmos1.py",
+        topology="h100:8x8",
+        venv="/shared/kosmos/.venv",
+        workdir="/shared/runs/kosmos1",
+        env={"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.9"},
+        slurm=Slurm(partition="my-partition", account="my-account", time="24:00:00"),
+    )

@@ -1,0 +1,167 @@
+"""Several processes on one machine: `--on local`, and the GPUs of a host in a pod.
+
+    python -m launch.local --here 2 -- kosmos train --config configs/demo.py --workdir out/two
+
+Each process gets `--coordinator HOST:PORT --processes N --process-id I` after its command, and its lines come out with
+its number in front. SIGTERM and Ctrl-C go to all of them; a second one kills.
+"""
+
+import argparse
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from contextlib import suppress
+
+from launch.job import JobDescription
+
+SUFFIX, CLIENT, INSTALL = ".sh", "bash", "it comes with the system"
+STOPPED = 75  # of kosmos train: saved, run again to go on
+# What is left to the other processes once one has failed, to say what they saw.
+GRACE_SECONDS = 30.0
+
+
+def render(job: JobDescription) -> str:
+    """A shell script that runs the whole job on this machine."""
+    job.require(
+        job.hosts * job.slices == 1 or job.kind == "cpu",
+        "topology",
+        'this machine is one host: write one, such as "h100:1x8", or "cpu:1x4" to try four processes',
+    )
+    words = [sys.executable, "-m", "kosmos_jax.cli", *job.command[1:]]
+    if job.kind != "tpu":  # one process drives all chips of a TPU host
+        gpus = ["--one-gpu-each"] if job.kind == "gpu" else []
+        words = [sys.executable, "-m", "launch.local", f"--here={job.processes}", *gpus, "--", *words]
+    return "\n".join(["#!/bin/bash", *job.exports, f"exec {shlex.join(words)}", ""])
+
+
+def submit_command(job: JobDescription, path: str) -> list[str]:
+    return ["bash", path]
+
+
+def advice(job: JobDescription, path: str, output: str) -> dict[str, str]:
+    """Nothing to follow: it has ended by then."""
+    return {"again": f"bash {path}"}
+
+
+def run(
+    command: list[str], here: int, total=0, first=0, coordinator="", one_gpu_each=False, grace=GRACE_SECONDS
+) -> int:
+    """Starts processes `first` .. `first + here - 1` of `total` (default: `here`), and waits for them.
+
+    When one fails, the others have `grace` seconds left before they are killed.
+
+    Returns:
+      The status of the first to fail (128 + its number if a signal ended it); otherwise 75 if a process ended with it,
+      otherwise 0.
+    """
+    coordinator = coordinator or f"127.0.0.1:{free_port()}"
+    processes, printers = [], []
+    for index in range(here):
+        flags = [f"--coordinator={coordinator}", f"--processes={total or here}", f"--process-id={first + index}"]
+        # As under Slurm: all GPUs are visible, and JAX takes the one of the local rank.
+        environment = os.environ | ({"JAX_LOCAL_DEVICE_IDS": str(index)} if one_gpu_each else {})
+        # A session of its own: Ctrl-C at the terminal reaches it through us alone, once.
+        process = subprocess.Popen(
+            [*command, *flags],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        processes.append(process)
+        printers.append(threading.Thread(target=_print_lines, args=(process.stdout, first + index), daemon=True))
+        printers[-1].start()
+    previous = _forward_signals(processes)
+    try:
+        return _wait(processes, first, grace)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        _kill(processes)
+        for printer in printers:
+            printer.join(timeout=5)
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def _print_lines(stream, rank: int):
+    for line in stream:
+        sys.stdout.write(f"[{rank}] {line.decode(errors='replace').rstrip()}\n")
+        sys.stdout.flush()
+
+
+def _forward_signals(processes) -> dict:
+    """Passes SIGTERM and SIGINT on; returns the handlers that were there before, by signal."""
+    arrived = []
+
+    def forward(number, frame):
+        arrived.append(number)
+        if len(arrived) > 1:
+            _kill(processes)
+        for process in processes:
+            process.send_signal(number)
+
+    return {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
+
+
+def _kill(processes):
+    """Ends processes that are still there, and all that they started: each has a group of its own."""
+    for process in processes:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def _wait(processes, first: int, grace: float) -> int:
+    failure, deadline = None, float("inf")
+    while time.monotonic() < deadline:
+        statuses = [process.poll() for process in processes]
+        failed = [rank for rank, status in enumerate(statuses) if status not in (None, 0, STOPPED)]
+        if failed and failure is None:
+            # A shell's way to say that a signal ended it.
+            status = statuses[failed[0]]
+            failure = status if status > 0 else 128 - status
+            deadline = time.monotonic() + grace
+            _say(f"process {first + failed[0]} ended with status {failure}")
+        if None not in statuses:
+            return max(statuses) if failure is None else failure
+        time.sleep(0.05)
+    _say(f"{statuses.count(None)} still there after {grace:g} s: killed")
+    return failure
+
+
+def _say(text):
+    print(f"[launch.local] {text}", flush=True)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; see the top of the file."""
+    argv = sys.argv[1:] if argv is None else argv
+    if "--" not in argv:
+        argv = [*argv, "--"]
+    cut = argv.index("--")
+    parser = argparse.ArgumentParser(prog="python -m launch.local", usage="%(prog)s [options] -- COMMAND ...")
+    add = parser.add_argument
+    add("--here", type=int, required=True, metavar="N", help="processes to start on this machine")
+    add("--total", type=int, default=0, metavar="N", help="processes of the whole job; default: those here")
+    add("--first", type=int, default=0, metavar="I", help="number of the first process here; default: 0")
+    add("--coordinator", default="", metavar="HOST:PORT", help="of process 0; default: this machine, a free port")
+    add("--one-gpu-each", action="store_true", help="process I uses the I-th GPU of this machine alone")
+    add("--grace", type=float, default=GRACE_SECONDS, metavar="SECONDS", help="for the others once one has failed")
+    args = parser.parse_args(argv[:cut])
+    if not argv[cut + 1 :]:
+        parser.error("no command; write it after --")
+    return run(argv[cut + 1 :], **vars(args))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

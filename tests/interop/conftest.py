@@ -1,0 +1,53 @@
+"""Checkpoints of tiny models with random weights, as training would leave them."""
+
+import pytest
+import transformers
+
+from configs import kosmos2
+from data_pipeline.tokenizer import Tokenizer
+from kosmos_jax import checkpoint
+from kosmos_jax.config import apply_overrides
+from kosmos_jax.model import parameters
+from tests.inference.conftest import TEXTS
+from tests.model.tiny import model_config, random_model
+
+# A model that transformers' Kosmos-2 can hold.
+SINUSOIDAL = {"text.positions": "sinusoidal", "connector.layers": 1}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def module_cache(tmp_path_factory):
+    """A place of its own where transformers copies an export's code to; one for all, since Python imports it once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
+        yield
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return Tokenizer.train(TEXTS, vocab_size=44)
+
+
+@pytest.fixture(scope="session")
+def save_checkpoint(tokenizer, tmp_path_factory):
+    """Function from a seed and changes of the tiny model to the folder of a checkpoint of it."""
+
+    def save(seed=0, **changes):
+        folder = tmp_path_factory.mktemp("run")
+        model = model_config(**{"text.vocab_size": tokenizer.size} | changes)
+        tree = kosmos2.get_config().to_dict() | dict(model=model.to_dict())
+        config = apply_overrides(tree, ["data.tokenizer.kosmos2_tags=False", "data.tokenizer.vocab_size=44"])
+        checkpoint.save_weights(folder, parameters(random_model(model, seed)), config, tokenizer)
+        return folder
+
+    return save
+
+
+@pytest.fixture(scope="session")
+def sinusoidal_run(save_checkpoint):
+    return save_checkpoint(**SINUSOIDAL)
+
+
+@pytest.fixture(scope="session")
+def xpos_run(save_checkpoint):
+    return save_checkpoint(**{"connector.kind": "perceiver", "connector.layers": 2})

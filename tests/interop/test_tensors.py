@@ -1,0 +1,102 @@
+"""Files of tensors: other libraries read what we write, bit for bit, and we read what others write."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from kosmos_jax.errors import UserError
+from kosmos_jax.interop.tensors import DTYPES, INDEX, open_tensors, write_tensors
+
+shapes = st.dictionaries(
+    st.text("abc.", min_size=1, max_size=6),
+    st.lists(st.integers(0, 5), max_size=3).map(tuple),
+    min_size=1,
+    max_size=6,
+)
+
+
+@given(shapes, st.sampled_from(list(DTYPES)), st.integers(1, 400), st.integers(0, 2**32 - 1))
+def test_safetensors_reads_what_we_write(tmp_path_factory, shapes, dtype, shard, seed):
+    folder, draw = tmp_path_factory.mktemp("t"), np.random.default_rng(seed)
+    arrays = {name: draw.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    # Every other one comes with strides that are not those of its shape, as a transposed kernel does.
+    strided = {name: array.T.copy().T if i % 2 else array for i, (name, array) in enumerate(arrays.items())}
+    files = write_tensors(folder, shapes, strided.__getitem__, dtype, max_shard_bytes=shard)
+    read = {name: tensor for file in files for name, tensor in load_file(file).items()}
+    assert read.keys() == arrays.keys()
+    for name, array in arrays.items():
+        expected = torch.from_numpy(array).to(getattr(torch, dtype))
+        assert read[name].dtype == expected.dtype and torch.equal(read[name], expected)
+    assert (folder / INDEX).exists() == (len(files) > 1)
+    ours = open_tensors(folder)
+    for name, array in arrays.items():
+        if not array.size:
+            continue  # safetensors cannot slice what is empty, and no parameter is
+        whole = ours[name].read((slice(None),) * array.ndim)
+        assert np.array_equal(whole.astype(np.float32), array.astype(DTYPES[dtype]).astype(np.float32))
+
+
+def test_a_strided_array_is_stored_in_its_shapes_order(tmp_path):
+    kernel = np.arange(6, dtype=np.float32).reshape(2, 3)
+    assert not kernel.T.flags.c_contiguous
+    write_tensors(tmp_path, {"w": (3, 2)}, lambda name: kernel.T)
+    assert load_file(tmp_path / "model.safetensors")["w"].tolist() == [[0, 3], [1, 4], [2, 5]]
+
+
+def test_values_beyond_float16_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="bfloat16"):
+        write_tensors(tmp_path, {"w": (1,)}, lambda name: np.array([1e6], np.float32), "float16")
+
+
+@pytest.mark.parametrize("wrapped", ["", "model", "state_dict"])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_pytorch_files_are_read_in_parts(tmp_path, wrapped, zipped):
+    import argparse
+
+    state = {
+        "w": torch.arange(12.0).reshape(3, 4),
+        "half": torch.ones(2, 2, dtype=torch.bfloat16),
+        "n": torch.tensor(3),
+    }
+    file = tmp_path / "x.pt"
+    content = {wrapped: state, "args": argparse.Namespace(lr=1)} if wrapped else state
+    torch.save(content, file, _use_new_zipfile_serialization=zipped)
+    tensors = open_tensors(file)
+    assert tensors["w"].read((slice(1, 2), slice(0, 2))).tolist() == [[4, 5]]
+    assert tensors["half"].read((slice(0, 1), slice(None))).dtype == ml_dtypes.bfloat16
+    assert tensors["n"].shape == ()
+
+
+class Harmful:
+    def __reduce__(self):
+        return (print, ("code ran",))
+
+
+def test_a_pickle_that_runs_code_is_refused(tmp_path, capsys):
+    torch.save({"w": torch.ones(1), "x": Harmful()}, tmp_path / "x.pt")
+    with pytest.raises(UserError, match="more than tensors"):
+        open_tensors(tmp_path / "x.pt")
+    assert "code ran" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("spoil", ["cut", "empty", "absent", "shard", "text"])
+def test_what_is_damaged_is_told(tmp_path, spoil):
+    save_file({"w": torch.ones(100)}, tmp_path / "model.safetensors")
+    file = tmp_path / "model.safetensors"
+    if spoil == "cut":
+        file.write_bytes(file.read_bytes()[:-8])
+    elif spoil == "empty":
+        file.write_bytes(b"")
+    elif spoil == "absent":
+        file.unlink()
+    elif spoil == "text":
+        file.rename(tmp_path / "x.pt")
+        (tmp_path / "x.pt").write_text("<html>not found</html>")
+    else:
+        (tmp_path / INDEX).write_text('{"weight_map": {"w": "model-00001-of-00002.safetensors"}}')
+    with pytest.raises(UserError, match=str(tmp_path)):
+        open_tensors(tmp_path / "x.pt" if spoil == "text" else tmp_path)

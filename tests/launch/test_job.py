@@ -1,0 +1,108 @@
+from dataclasses import replace
+
+import pytest
+
+from kosmos_jax.errors import UserError
+from launch.job import JobDescription, load_job
+from tests.launch.cases import ROOT, job, target_module
+
+GOOD = dict(name="a", config="c.py", topology="cpu:2x3", workdir="/w")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "launch/jobs").glob("*.py")), ids=lambda path: path.name)
+def test_the_config_of_every_shipped_job_is_there(path):
+    assert (ROOT / load_job(path).config).is_file()
+
+
+@pytest.mark.parametrize(
+    "topology, slices, kind, hosts, per_host, processes",
+    [
+        ("cpu:2x3", 1, "cpu", 2, 3, 6),
+        ("h100:8x8", 1, "gpu", 8, 8, 64),
+        ("h200:1x4", 1, "gpu", 1, 4, 4),
+        ("v5p:4x4x4", 1, "tpu", 16, 4, 16),
+        ("v5e:16x16", 2, "tpu", 64, 4, 128),
+        ("v5e:1x1", 1, "tpu", 1, 1, 1),
+    ],
+)
+def test_one_process_for_each_tpu_host_and_each_gpu(topology, slices, kind, hosts, per_host, processes):
+    described = JobDescription(**GOOD | dict(topology=topology, slices=slices))
+    assert (described.kind, described.hosts, described.per_host, described.processes) == (
+        kind,
+        hosts,
+        per_host,
+        processes,
+    )
+
+
+def test_overrides_become_flags_of_the_command():
+    described = JobDescription(**GOOD, overrides={"training.steps": 5, "mesh.fsdp": -1})
+    flags = ["--config.training.steps=5", "--config.mesh.fsdp=-1"]
+    assert described.command == ["kosmos", "train", "--config", "c.py", "--workdir", "/w", *flags]
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(name="Kosmos_1"), "name is 'Kosmos_1'; write at most 40"),
+        (dict(name="x" * 41), "write at most 40"),
+        (dict(workdir="gs://b/1"), 'mounts={"/runs": "gs://BUCKET"}, workdir="/runs/1"'),
+        (dict(workdir=""), "name a folder that all machines share"),
+        (dict(capacity="preemptible"), "write one of on-demand, spot, reserved"),
+        (dict(reservation="r"), 'add capacity="reserved"'),
+        (dict(max_restarts=-1), "0 is the least"),
+        (dict(env={"A": 1}), "'A': give text"),
+        (dict(env={"A B": "1"}), "'A B': give text"),
+        (dict(mounts={"runs": "gs://b"}), "'runs' has to be an absolute path"),
+        (dict(topology="cpu:2"), "write cpu:HOSTSxPROCESSES"),
+        (dict(topology="cpu:2x1", slices=2), "write cpu:HOSTSxPROCESSES, and no slices"),
+        (dict(topology="v5q:4x4x4"), "no chip is called 'v5q'"),
+    ],
+)
+def test_a_description_that_does_not_hold_together_says_what_to_write(changes, message):
+    with pytest.raises(UserError) as error:
+        JobDescription(**GOOD | changes)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "name, target, changes, message",
+    [
+        ("kosmos1_v5p", "slurm", {}, "use --on gke or --on tpu-vm"),
+        ("demo_cpu", "slurm", dict(venv=""), "name the shared folder"),
+        ("demo_cpu", "slurm", dict(capacity="spot"), "spot is a partition or a QOS"),
+        ("demo_cpu", "slurm", dict(capacity="reserved"), "scontrol show res"),
+        ("kosmos1_h100", "slurm", {}, "on Slurm: paths of the hosts"),
+        ("demo_cpu", "gke", {}, "on GKE give TPUs or GPUs"),
+        ("kosmos1_v5p", "gke", dict(image=""), "Dockerfile.tpu"),
+        ("kosmos1_v5p", "gke", dict(workdir="/elsewhere"), "put it under a mount"),
+        ("kosmos1_v5p", "gke", dict(capacity="reserved"), "name the reservation"),
+        ("kosmos1_v5p", "gke", dict(mounts={"/runs": "s3://b"}), 'write "gs://BUCKET" or "pvc:CLAIM"'),
+        ("kosmos1_v5p", "gke", dict(mounts={"/runs": "gs://b/folder"}), "mount the whole bucket"),
+        ("kosmos1_h100", "tpu-vm", {}, "Cloud TPU has TPUs only"),
+        ("kosmos1_v5p", "tpu-vm", dict(topology="tpu7x:4x4x4"), "for others use --on gke"),
+        ("kosmos1_v5p", "tpu-vm", dict(mounts={"/runs": "pvc:c"}), 'write "gs://BUCKET"'),
+        ("kosmos1_v5e", "skypilot", {}, "SkyPilot starts one TPU slice"),
+        ("kosmos1_v5p", "skypilot", dict(capacity="reserved"), "gcp.specific_reservations"),
+        ("kosmos1_h100", "local", {}, 'write one, such as "h100:1x8"'),
+    ],
+)
+def test_what_a_scheduler_cannot_do_is_refused_with_what_can(name, target, changes, message):
+    with pytest.raises(UserError) as error:
+        target_module(target).render(replace(job(name), **changes))
+    assert message in str(error.value)
+
+
+def test_an_error_in_a_job_file_names_the_line(tmp_path):
+    file = tmp_path / "job.py"
+    file.write_text("def get_job():\n    return 1 / 0\n")
+    with pytest.raises(UserError, match=r"job.py, line 2: ZeroDivisionError"):
+        load_job(file)
+    file.write_text("def get_job():\n    return 1\n")
+    with pytest.raises(UserError, match="returns a int; it has to be a launch.job.JobDescription"):
+        load_job(file)
+    file.write_text("")
+    with pytest.raises(UserError, match="KeyError: 'get_job'"):
+        load_job(file)
+    with pytest.raises(UserError, match="nothing.py does not exist"):
+        load_job("nothing.py")

@@ -1,0 +1,84 @@
+"""Kubernetes' own schemas; a JobSet's, beside its jobs, from schemas/."""
+
+import json
+from pathlib import Path
+
+import jsonschema
+import kubernetes_validate
+import pytest
+import yaml
+
+from launch import gke
+from tests.launch.cases import CASES, job, rendered
+
+KUBERNETES = "1.34"
+JOBSET = json.loads((Path(__file__).parent / "schemas/jobset_v1alpha2.json").read_text())
+GKE = [case for case in CASES if case[2] == "gke"]
+
+
+def jobs_of(manifest: dict) -> list[dict]:
+    return [
+        {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": each["name"]}, "spec": each["template"]["spec"]}
+        for each in manifest["spec"]["replicatedJobs"]
+    ]
+
+
+@pytest.mark.parametrize("case", GKE, ids=str)
+def test_a_jobset_its_jobs_and_their_pods_are_what_kubernetes_accepts(case):
+    manifest = yaml.safe_load(rendered(*case))
+    jsonschema.validate(manifest, JOBSET)
+    for each in jobs_of(manifest):
+        kubernetes_validate.validate(each, KUBERNETES, strict=True)
+        pod = {"apiVersion": "v1", "kind": "Pod", **each["spec"]["template"]}
+        kubernetes_validate.validate(pod, KUBERNETES, strict=True)
+
+
+def test_a_mistyped_field_is_refused():
+    manifest = yaml.safe_load(rendered(*GKE[0]))
+    manifest["spec"]["failurePolicy"]["maxRestart"] = 1
+    with pytest.raises(jsonschema.ValidationError, match="maxRestart"):
+        jsonschema.validate(manifest, JOBSET)
+    (each,) = jobs_of(manifest)
+    each["spec"]["paralelism"] = 1
+    with pytest.raises(kubernetes_validate.ValidationError, match="paralelism"):
+        kubernetes_validate.validate(each, KUBERNETES, strict=True)
+
+
+def pod_of(described) -> dict:
+    (each,) = jobs_of(yaml.safe_load(gke.render(described)))
+    return each["spec"]["template"]["spec"]
+
+
+def test_a_tpu_pod_runs_the_command_itself_so_that_sigterm_reaches_it():
+    described = job("kosmos1_v5p")
+    assert pod_of(described)["containers"][0]["command"] == described.command
+
+
+def test_slices_are_replicas_and_hosts_are_pods():
+    (replicated,) = yaml.safe_load(gke.render(job("kosmos1_v5e")))["spec"]["replicatedJobs"]
+    spec = replicated["template"]["spec"]
+    assert (replicated["replicas"], spec["parallelism"], spec["completions"]) == (2, 64, 64)
+    assert spec["template"]["spec"]["nodeSelector"]["cloud.google.com/gke-tpu-topology"] == "16x16"
+
+
+def test_a_single_gpu_host_needs_no_network():
+    pod = pod_of(job("kosmos1_h100", "h100:1x8"))
+    assert "initContainers" not in pod
+    assert [volume["name"] for volume in pod["volumes"]] == ["shm", "mount-0", "mount-1"]
+
+
+@pytest.mark.parametrize("capacity, label", [("spot", "gke-spot"), ("reserved", "reservation-name")])
+def test_capacity_chooses_the_nodes(capacity, label):
+    reservation = "mine" if capacity == "reserved" else ""
+    pod = pod_of(job("kosmos1_v5p", capacity=capacity, reservation=reservation))
+    assert pod["nodeSelector"][f"cloud.google.com/{label}"] == (reservation or "true")
+
+
+def test_a_claim_is_mounted_without_the_driver_for_buckets():
+    pod = pod_of(job("kosmos1_v5p", mounts={"/runs": "pvc:runs"}))
+    assert pod["volumes"][1] == {"name": "mount-0", "persistentVolumeClaim": {"claimName": "runs"}}
+
+
+def test_the_environment_of_the_job_wins_over_the_network_s():
+    environment = pod_of(job("kosmos1_h100", env={"NCCL_ALGO": "Tree"}))["containers"][0]["env"]
+    assert {each["name"]: each["value"] for each in environment}["NCCL_ALGO"] == "Tree"

@@ -1,0 +1,218 @@
+"""Plans: memory as the compiler has it, refusals in words, the search, and one real compilation for a TPU."""
+
+import argparse
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from data_pipeline.mixture import Mixture
+from data_pipeline.pipeline import make_tokenizer
+from kosmos_jax.config import apply_overrides, load_config
+from kosmos_jax.errors import UserError
+from kosmos_jax.parallel.mesh import make_mesh, row_shards
+from kosmos_jax.parallel.topology import parse
+from kosmos_jax.planning import command, isolated, memory, table, targets
+from kosmos_jax.planning import fit as search
+from kosmos_jax.planning.plan import Plan, make_plan, prepared
+from kosmos_jax.planning.report import report
+from kosmos_jax.planning.roofline import Roofline
+from kosmos_jax.training.compile import batch_shapes, make_step
+from kosmos_jax.training.feed import batch_shardings
+
+CONFIG = str(Path(__file__).parents[1] / "training/tiny_run.py")
+SIZES = "configs/kosmos1_sizes.py"
+
+
+@pytest.fixture(scope="module")
+def config():
+    return load_config(CONFIG, ["mesh.data=2", "mesh.fsdp=4"])
+
+
+def test_the_shapes_of_a_batch_follow_from_the_config_alone(config, tmp_path):
+    config = apply_overrides(config, ["training.microbatches=1", "data.batch_rows=16"])
+    mesh = make_mesh(config.mesh)
+    mixture = Mixture(config, make_tokenizer(config, tmp_path), "train", tmp_path, row_shards(mesh))
+    assert {name: array.shape for name, array in batch_shapes(config, mesh).items()} == mixture.shapes
+
+
+def test_the_arguments_are_as_large_as_the_compiler_says(config):
+    mesh = make_mesh(config.mesh)
+    step, batch = make_step(config, mesh), batch_shapes(config, mesh)
+    sizes = memory.argument_bytes(step, batch, batch_shardings(mesh))
+    stats = step.function.lower(step.abstract, batch).compile().memory_analysis()
+    scalars = 5 * 4  # counters of the state
+    assert abs(stats.argument_size_in_bytes - sum(sizes.values())) <= scalars
+    held = memory.by_kind(stats, sizes)
+    assert held["temporaries"] > 0
+    assert held["waiting batches"] == 2 * sizes["batch"]
+    # Two moments for every parameter, and the optimizer's counters.
+    assert 0 <= sizes["optimizer"] - 2 * sizes["parameters"] <= 16
+
+
+@pytest.mark.parametrize(
+    "message, temporaries",
+    [
+        ("RESOURCE_EXHAUSTED: the total memory required for HLO temporaries (16.50G) exceeds available HBM.", 16.5),
+        ("RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 20.00G of 15.75G hbm.", 18.0),
+    ],
+)
+def test_the_compilers_refusal_is_read(message, temporaries):
+    assert memory.refused(message, 2 * 2**30) == temporaries * 2**30
+
+
+def test_other_failures_of_the_compiler_are_not_taken_for_a_lack_of_memory():
+    assert memory.refused("INTERNAL: something else", 0) is None
+
+
+@pytest.mark.parametrize("topology, package", [("v5e:2x2", "libtpu"), ("h100:1x8", "jax-cuda13-plugin")])
+def test_a_missing_compiler_is_named_with_what_to_install(config, topology, package, monkeypatch):
+    monkeypatch.setattr(targets, "_installed", lambda package: False)
+    with pytest.raises(UserError, match=f"{package}.*pip install"):
+        make_plan(config, parse(topology))
+
+
+def test_a_plan_is_made_in_the_arithmetic_of_the_target():
+    config = load_config(f"{SIZES}:0.1b")
+    assert config.model.dtype == "auto"
+    made = prepared(config, parse("v5e:4x4"), "fsdp_tp", training__microbatches=4)
+    assert made.model.dtype == "bfloat16"
+    assert made.training.microbatches == 4
+    assert dict(made.mesh) == dict(data=1, fsdp=4, tensor=4, context=1)
+
+
+def example(fits=True, used=8, seconds=1.0, **settings) -> Plan:
+    times = Roofline(seconds, 0.4, 0.2, 0.0, 0.1)
+    return Plan(
+        topology="v5e:4x4",
+        chips=16,
+        mesh=dict(data=1, fsdp=16, tensor=1, context=1),
+        settings=dict(model="tiny", rows=64, seq_len=8, images=4, microbatches=1, remat="none") | settings,
+        parameters=dict(decoder=10, total=10, trainable=10),
+        memory=dict(parameters=used * 2**29, temporaries=used * 2**29),
+        limit=16 * 2**30,
+        model_flops=dict(decoder=1e12),
+        compile_seconds=1.0,
+        program_flops=1.3e12,
+        roofline=times if fits else None,
+        mfu=0.5 if fits else None,
+    )
+
+
+def test_a_plan_that_does_not_fit_says_what_to_change():
+    text = report(example(fits=False, used=20))
+    assert "DOES NOT FIT" in text
+    assert "--config.model.remat=full" in text
+    assert "--config.training.microbatches=2" in text
+    assert "25% too much" in text
+
+
+def test_a_plan_names_what_binds():
+    text = report(example())
+    assert "<- binding" in next(line for line in text.splitlines() if line.startswith("  compute"))
+    assert "50% left" in text
+
+
+def test_a_plan_survives_json():
+    plan = json.loads(json.dumps(example().as_dict()))
+    assert plan["fits"] and plan["binding"] == "compute"
+    assert plan["used"] == 8 * 2**30
+
+
+def test_fit_finds_the_fastest_that_fits(monkeypatch):
+    """A model of memory and time: more microbatches need less and take longer, remat likewise."""
+    tried = []
+
+    def pretend(config, topology, mesh, training__microbatches, model__remat):
+        tried.append((mesh, training__microbatches, model__remat))
+        keeps = {"none": 40, "dots": 20, "full": 10}[model__remat] * (2 if mesh == "dp" else 1)
+        used = keeps / training__microbatches
+        seconds = {"none": 1.0, "dots": 1.1, "full": 1.3}[model__remat] + 0.2 * training__microbatches
+        plan = example(used=used, seconds=seconds, microbatches=training__microbatches, remat=model__remat)
+        return plan if used <= 16 else dataclasses.replace(plan, roofline=None)
+
+    monkeypatch.setattr(search, "isolated_plan", pretend)
+    config = load_config(f"{SIZES}:0.1b", ["data.batch_rows=128"])
+    best = search.fit(config, parse("v5e:4x4"), "fsdp")
+    assert (best.settings["remat"], best.settings["microbatches"]) == ("full", 1)
+    assert ("fsdp", 4, "none") in tried
+
+
+def test_meshes_that_come_to_the_same_are_tried_once():
+    assert search.meshes(parse("v5e:4x4")) == ["dp", "fsdp", "fsdp_tp", "fsdp_cp"]
+    assert len(search.meshes(parse("h100:2x8"))) == 7
+
+
+def test_the_table_has_a_row_for_every_plan_and_for_every_failure():
+    cells = {
+        table.key("0.4b", parse("v5e:4x4")): example().as_dict(),
+        table.key("1.6b", parse("v5e:4x4")): {"topology": "v5e:4x4", "error": "nothing could be compiled"},
+    }
+    rows = table.markdown(cells).splitlines()[2:]
+    assert len(rows) == 2
+    assert all(row.count("|") == len(table.COLUMNS) + 1 for row in rows)
+    assert "fsdp=16" in rows[0] and "50%" in rows[0]
+
+
+needs_libtpu = pytest.mark.skipif(not targets._installed("libtpu"), reason="pip install libtpu")
+
+
+@pytest.mark.slow
+@needs_libtpu
+def test_a_step_compiles_for_tpus_that_are_not_there(config):
+    targets.examine_only()
+    topology = parse("v5e:2x2")
+    plan = make_plan(prepared(config, topology, "fsdp"), topology)
+    assert plan.fits
+    assert plan.traffic and {row.network for row in plan.traffic} == {"ICI"}
+    assert plan.program_flops >= 0.9 * sum(plan.model_flops.values())
+    assert not plan.notes
+
+
+@pytest.mark.slow
+@needs_libtpu
+def test_slices_stand_along_the_data_axis():
+    targets.examine_only()
+    topology = parse("v5e:2x2", slices=2)
+    sizes = load_config(CONFIG, ["mesh.data=2", "mesh.fsdp=4"]).mesh
+    mesh = make_mesh(sizes, targets.make_devices(topology))
+    slices = np.vectorize(lambda device: device.slice_index)(mesh.devices)
+    assert jax.tree.all([(slices[i] == slices[i].flat[0]).all() for i in range(2)])
+    assert slices[0].flat[0] != slices[1].flat[0]
+    with pytest.raises(UserError, match="slices"):
+        make_mesh(load_config(CONFIG, ["mesh.fsdp=1", "mesh.tensor=8"]).mesh, targets.make_devices(topology))
+
+
+@pytest.mark.parametrize("used, status", [(8, 0), (20, 1)])
+def test_the_exit_status_says_whether_it_fits(used, status, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(isolated, "isolated_plan", lambda *args, **kwargs: example(used=used))
+    out = tmp_path / "plan.json"
+    args = argparse.Namespace(
+        config=CONFIG, overrides=[], topology="v5e:4x4", slices=1, mesh=None, fit=False, json=str(out)
+    )
+    assert command.plan(args) == status
+    assert json.loads(out.read_text())["fits"] == (status == 0)
+    assert "memory of a device" in capsys.readouterr().out
+
+
+def test_a_mistyped_topology_stops_before_anything_is_compiled(monkeypatch):
+    monkeypatch.setattr(isolated, "isolated_plan", lambda *args, **kwargs: pytest.fail("compiled"))
+    args = argparse.Namespace(
+        config=CONFIG, overrides=[], topology="v5e:4x5", slices=1, mesh=None, fit=False, json=None
+    )
+    with pytest.raises(UserError, match="even"):
+        command.plan(args)
+
+
+def crash(*args):
+    os.abort()
+
+
+def test_a_compiler_that_crashes_is_an_error_in_words(config, monkeypatch):
+    monkeypatch.setattr(isolated, "_plan", crash)
+    with pytest.raises(UserError, match="crashed"):
+        isolated.isolated_plan(config, parse("v5e:2x2"))

@@ -1,0 +1,156 @@
+"""Programs small enough to know the answer, compiled for eight CPU devices; and what TPU and GPU compilers write."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from kosmos_jax.planning import hlo, work
+from kosmos_jax.planning.collectives import collectives, replica_groups
+
+OUTER, INNER, WIDTH = 3, 5, 128
+GROUP = 8
+
+
+@pytest.fixture(scope="module")
+def nested():
+    """An all-reduce in two nested loops, an all-gather in the outer one alone, and a matrix product in the inner."""
+    mesh = jax.make_mesh((GROUP,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+
+    def body(x, w):
+        def outer(x, _):
+            def inner(x, _):
+                return jax.lax.psum(jnp.sin(x @ w), "x") * 1e-3, None
+
+            x, _ = jax.lax.scan(inner, x, None, length=INNER)
+            return x + jax.lax.all_gather(x, "x").sum(0) * 1e-3, None
+
+        return jax.lax.scan(outer, x, None, length=OUTER)[0]
+
+    mapped = jax.shard_map(body, mesh=mesh, in_specs=(P("x"), P()), out_specs=P("x"), check_vma=False)
+    shapes = [jax.ShapeDtypeStruct((n, WIDTH), jnp.float32) for n in (GROUP * 4, WIDTH)]
+    return jax.jit(mapped).lower(*shapes).compile().as_text()
+
+
+def sums(text, domain_of):
+    found = {}
+    for one in collectives(hlo.parse(text), domain_of):
+        count, size = found.get(one.kind, (0, 0))
+        found[one.kind] = count + one.times, size + one.times * one.bytes
+    return found
+
+
+def test_collectives_count_once_for_every_turn_of_every_loop_around_them(nested):
+    shard = 4 * WIDTH * 4
+    assert sums(nested, np.zeros(GROUP, int)) == {
+        "all-reduce": (OUTER * INNER, OUTER * INNER * 2 * shard * (GROUP - 1) / GROUP),
+        "all-gather": (OUTER, OUTER * shard * (GROUP - 1)),
+    }
+
+
+def test_loops_are_counted_without_the_compilers_note_too(nested):
+    """XLA for TPU writes no trip counts; they are read from the condition."""
+    bare = nested.replace("known_trip_count", "forgotten")
+    program = hlo.parse(bare)
+    assert not program.unknown_loops
+    assert program.runs == hlo.parse(nested).runs
+
+
+def test_a_loop_of_unknown_length_is_named():
+    text = (
+        jax.jit(lambda x: jax.lax.while_loop(lambda x: x.sum() < 9, jnp.sin, x)).lower(jnp.ones(4)).compile().as_text()
+    )
+    program = hlo.parse(text)
+    assert len(program.unknown_loops) == 1
+    assert max(program.runs.values()) == 1
+
+
+def test_matrix_products_count_two_for_a_multiply_add(nested):
+    assert work.flops(hlo.parse(nested)) == OUTER * INNER * 2 * 4 * WIDTH * WIDTH
+
+
+def test_a_group_beyond_one_domain_is_on_the_slow_network(nested):
+    program = hlo.parse(nested)
+    assert not any(one.slow for one in collectives(program, np.zeros(GROUP, int)))
+    found = collectives(program, np.arange(GROUP) // 4)
+    assert all(one.slow and one.domains == 2 for one in found)
+
+
+def test_a_layer_taken_out_of_a_stack_is_read_once_for_each_turn():
+    layers, width = 16, 256
+    stack = jax.ShapeDtypeStruct((layers, width, width), jnp.float32)
+    run = jax.jit(lambda x, w: jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, w)[0])
+    text = run.lower(jax.ShapeDtypeStruct((8, width), jnp.float32), stack).compile().as_text()
+    weights = layers * width * width * 4
+    assert weights <= work.memory_traffic(hlo.parse(text)) < 4 * weights
+
+
+@pytest.mark.parametrize(
+    "text, groups",
+    [
+        ("replica_groups={{0,1},{2,3}}", [(0, 1), (2, 3)]),
+        ("replica_groups={}", [(0, 1, 2, 3)]),
+        ("replica_groups=[2,2]<=[4]", [(0, 1), (2, 3)]),
+        ("replica_groups=[2,2]<=[2,2]T(1,0), dimensions={0}", [(0, 2), (1, 3)]),
+        ("replica_groups=mesh['x'=2,'y'=2] {'y'}, dimensions={0}", [(0, 1), (2, 3)]),
+        ("replica_groups=mesh['x'=2,'y'=2] {'x'}", [(0, 2), (1, 3)]),
+        ("replica_groups=mesh['x'=2,'y'=2], device_ids=([2,2]T(1,0)) {'y'}", [(0, 2), (1, 3)]),
+        ("replica_groups=mesh['x'=4] {'x':(2)2}", [(0, 1), (2, 3)]),
+        ("replica_groups=mesh['x'=4] {'x':(1)2}", [(0, 2), (1, 3)]),
+    ],
+)
+def test_replica_groups_in_every_notation(text, groups):
+    assert replica_groups(text, 4) == groups
+
+
+TPU = """
+%fused.1 (p.1: bf16[8,4]) -> bf16[8,16] {
+  %p.1 = bf16[8,4]{1,0:T(8,128)(2,1)} parameter(0)
+  ROOT %all-gather.1 = bf16[8,16]{1,0} all-gather(%p.1), replica_groups={{0,1,2,3}}, dimensions={1}, CHAIN
+}
+
+%all-reduce-scatter.2 (p.2: f32[16]) -> f32[4] {
+  %p.2 = f32[16]{0} parameter(0)
+  %all-reduce.3 = f32[16]{0} all-reduce(%p.2), replica_groups={{0,1,2,3}}, to_apply=%add
+  %constant.0 = s32[] constant(0)
+  ROOT %slice = f32[4]{0} dynamic-slice(%all-reduce.3, %constant.0), dynamic_slice_sizes={4}
+}
+
+ENTRY %main (a: bf16[8,4], b: f32[16]) -> f32[4] {
+  %a = bf16[8,4]{1,0:T(8,128)(2,1)S(1)} parameter(0)
+  %b = f32[16]{0} parameter(1)
+  %start = bf16[8,16]{1,0:S(1)} fusion(%a), kind=kCustom, calls=%fused.1
+  %next = bf16[8,16]{1,0:S(1)} fusion(%a), kind=kCustom, calls=%fused.1
+  %send = (f32[16]{0}, u32[], token[]) send(%b), frontend_attributes={_xla_megascale_transfer_type="ALL_REDUCE"}
+  ROOT %scatter = f32[4]{0} fusion(%b), kind=kCustom, calls=%all-reduce-scatter.2
+}
+""".replace("CHAIN", 'frontend_attributes={chain_id="7"}')
+
+
+def test_what_the_tpu_compiler_makes_of_collectives():
+    """Copies of one chain count once and overlap; a reduce-scatter is a fusion; slices exchange by send."""
+    found = collectives(hlo.parse(TPU), np.array([0, 0, 0, 0, 1, 1, 1, 1]))
+    assert [(one.kind, one.bytes, one.slow, one.asynchronous) for one in found] == [
+        ("all-gather", 64 * 3, False, True),
+        ("all-reduce", 2 * 64 / 2, True, True),
+        ("reduce-scatter", 64 * 3 / 4, False, False),
+    ]
+
+
+def test_what_lies_on_chip_is_not_memory_traffic():
+    program = hlo.parse(TPU)
+    fusion = program.computations["main"]["start"]
+    assert work._traffic(fusion, program.computations["main"], program) == 0
+
+
+def test_a_batch_written_as_a_dilated_window_counts_once():
+    """bf16[4 heads, 8, 16] x [4 heads, 16, 32]: the window of 4 meets one input at each of 4 places."""
+    text = """
+ENTRY %main (a: bf16[4,8,16], b: bf16[4,16,32]) -> bf16[4,8,32] {
+  %a = bf16[4,8,16]{2,1,0} parameter(0)
+  %b = bf16[4,16,32]{2,1,0} parameter(1)
+  ROOT %c = bf16[4,8,32]{2,1,0} convolution(%a, %b), window={size=4 stride=3 lhs_dilate=4}, dim_labels=0bf_0io->0bf
+}
+"""
+    assert work.flops(hlo.parse(text)) == 2 * 4 * 8 * 16 * 32
