@@ -174,6 +174,8 @@ def _fusion_traffic(fusion: Instruction, computation: Computation, program: Prog
 
 def _read(name: str, computation: Computation, program: Program) -> float:
     """Bytes of a fusion's parameter that are needed: only slices, if it is only sliced."""
+    if computation[name].root:
+        return computation[name].bytes
     total = 0.0
     for user in computation.values():
         if name not in user.operands:

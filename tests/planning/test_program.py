@@ -154,3 +154,24 @@ ENTRY %main (a: bf16[4,8,16], b: bf16[4,16,32]) -> bf16[4,8,32] {
 }
 """
     assert work.flops(hlo.parse(text)) == 2 * 4 * 8 * 16 * 32
+
+
+def test_what_a_fusion_inside_a_fusion_only_passes_on_is_read():
+    text = """
+%passes (p: f32[8,8]) -> f32[64] {
+  %p = f32[8,8]{1,0} parameter(0)
+  ROOT %b = f32[64]{0} bitcast(%p)
+}
+
+%fused (q: f32[8,8]) -> f32[64] {
+  %q = f32[8,8]{1,0} parameter(0)
+  %f = f32[64]{0} fusion(%q), kind=kLoop, calls=%passes
+  ROOT %n = f32[64]{0} negate(%f)
+}
+
+ENTRY %main (a: f32[8,8]) -> f32[64] {
+  %a = f32[8,8]{1,0} parameter(0)
+  ROOT %r = f32[64]{0} fusion(%a), kind=kLoop, calls=%fused
+}
+"""
+    assert work.memory_traffic(hlo.parse(text)) == 2 * 64 * 4

@@ -70,7 +70,7 @@ def one_process(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "processes, mesh",
-    [(2, ("mesh.fsdp=2", "mesh.data=2")), (4, ("mesh.fsdp=4",)), (2, ("mesh.fsdp=2", "mesh.context=2"))],
+    [(2, ("mesh.fsdp=2", "mesh.data=2")), (4, ("mesh.fsdp=4",))],
 )
 def test_several_processes_learn_what_one_learns(one_process, tmp_path, processes, mesh):
     workdir = tmp_path / "several"
