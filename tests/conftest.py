@@ -4,6 +4,7 @@ import os
 import tempfile
 
 import jax
+import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
 
@@ -13,3 +14,11 @@ _programs = tempfile.TemporaryDirectory()
 for name, value in (("compilation_cache_dir", _programs.name), ("persistent_cache_min_compile_time_secs", 0.5)):
     jax.config.update(f"jax_{name}", value)
     os.environ[f"JAX_{name.upper()}"] = str(value)
+
+
+@pytest.fixture(scope="package")
+def quick_compilation():
+    """For packages whose tests take their time to compile, and whose claims hold without optimisation too."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

@@ -125,7 +125,9 @@ class Program:
         ]
         if len(compares) != 1 or len(limits) != 1:
             return None
-        return max(0, limits[0] - self._first_value(loop, condition, inside))
+        place = _counter_place(condition)
+        first, step = self._first_value(loop, place, inside), self._step(loop, place)
+        return max(0, -((first - limits[0]) // step))
 
     def _with_fused(self, name: str) -> dict[str, Instruction]:
         found = dict(self.computations[name])
@@ -134,17 +136,51 @@ class Program:
                 found |= self.computations[callee]
         return found
 
-    def _first_value(self, loop, condition, inside: str) -> int:
+    def _first_value(self, loop: Instruction, place: int | None, inside: str) -> int:
         """Where the counter starts; 0 unless a constant says otherwise."""
-        indices = [re.search(r"index=(\d+)", i.attributes) for i in condition.values() if _is_counter(i)]
-        start = self.computations[inside].get(loop.operands[0])
-        if len(indices) != 1 or not indices[0] or start is None or start.opcode != "tuple":
+        around = self.computations[inside]
+        start = around.get(loop.operands[0])
+        if place is None or start is None or start.opcode != "tuple":
             return 0
-        value = self.computations[inside].get(start.operands[int(indices[0][1])])
-        while value is not None and value.opcode in ("copy", "bitcast"):
-            value = self.computations[inside].get(value.operands[0])
-        known = value is not None and value.opcode == "constant" and re.fullmatch(r"-?\d+", value.operands[0])
-        return int(value.operands[0]) if known else 0
+        value = _constant(start.operands[place], around)
+        return 0 if value is None else value
+
+    def _step(self, loop: Instruction, place: int | None) -> int:
+        """What a turn adds to the counter: 1, or 2 where the compiler does two turns in one."""
+        body = self.computations[loop.called["body"][0]]
+        root = next(i for i in body.values() if i.root)
+        if place is None or root.opcode != "tuple":
+            return 1
+        added = body[root.operands[place]]
+        while added.opcode in ("copy", "bitcast"):
+            added = body[added.operands[0]]
+        around = body
+        if added.opcode == "fusion":
+            around = self.computations[added.called["calls"][0]]
+            outer, added = added, next(i for i in around.values() if i.root)
+            # What the fusion is given may be the constant.
+            around = around | {
+                i.name: body[outer.operands[int(i.operands[0])]] for i in around.values() if i.opcode == "parameter"
+            }
+        if added.opcode != "add":
+            return 1
+        steps = [value for name in added.operands if (value := _constant(name, around)) is not None]
+        return steps[0] if len(steps) == 1 and steps[0] > 0 else 1
+
+
+def _constant(name: str, computation: dict[str, Instruction]) -> int | None:
+    """The whole number that an instruction is, through copies; None if it is no constant."""
+    value = computation.get(name)
+    while value is not None and value.opcode in ("copy", "bitcast"):
+        value = computation.get(value.operands[0])
+    known = value is not None and value.opcode == "constant" and re.fullmatch(r"-?\d+", value.operands[0])
+    return int(value.operands[0]) if known else None
+
+
+def _counter_place(condition: dict[str, Instruction]) -> int | None:
+    """Where in the loop's tuple the number is that the condition reads; None unless there is just one."""
+    places = {re.search(r"index=(\d+)", i.attributes)[1] for i in condition.values() if _is_counter(i)}
+    return int(places.pop()) if len(places) == 1 else None
 
 
 def _is_counter(instruction: Instruction) -> bool:

@@ -17,11 +17,8 @@ from tests.training import tiny_run
 
 
 @pytest.fixture(scope="package", autouse=True)
-def quick_compilation():
-    """Compiling takes nearly all the time of these tests, and what they claim holds without optimisation too."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+def _(quick_compilation):
+    pass
 
 
 @pytest.fixture(scope="session")

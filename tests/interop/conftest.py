@@ -15,6 +15,11 @@ from tests.model.tiny import model_config, random_model
 SINUSOIDAL = {"text.positions": "sinusoidal", "connector.layers": 1}
 
 
+@pytest.fixture(scope="package", autouse=True)
+def _(quick_compilation):
+    pass
+
+
 @pytest.fixture(scope="session", autouse=True)
 def module_cache(tmp_path_factory):
     """A place of its own where transformers copies an export's code to; one for all, since Python imports it once."""

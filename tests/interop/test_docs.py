@@ -13,6 +13,7 @@ from kosmos_jax.interop.export import export
 DOCS = Path(__file__).parents[2] / "docs/pytorch.md"
 
 
+@pytest.mark.slow
 def test_fine_tuning_runs(xpos_run, tmp_path):
     pytest.importorskip("peft")
     (program,) = [block for block in re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.DOTALL) if "peft" in block]

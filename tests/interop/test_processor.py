@@ -307,7 +307,9 @@ def test_the_card_says_what_was_trained_on_what(ours):
     assert "grounding" not in model_card.text(record(ours, config=kosmos2), "hf-kosmos2")
 
 
-@pytest.mark.parametrize("target", ["hf-kosmos2", "hf-remote-code", "torch", "torchscale"])
+@pytest.mark.parametrize(
+    "target", ["hf-kosmos2", pytest.param("hf-remote-code", marks=pytest.mark.slow), "torch", "torchscale"]
+)
 def test_the_card_s_code_runs(sinusoidal_run, tmp_path, monkeypatch, capfd, target):
     out = tmp_path / "exported"
     export(sinusoidal_run, target, out)

@@ -304,6 +304,7 @@ def test_adapters_of_peft_learn_and_the_rest_stays(trainable, processor, images,
     assert (adapted - merged).abs().max() < 1e-4
 
 
+@pytest.mark.slow
 def test_saved_and_loaded_in_another_process_nothing_changes(model, processor, images, tmp_path):
     model.save_pretrained(tmp_path / "again")
     processor.save_pretrained(tmp_path / "again")

@@ -40,6 +40,7 @@ def test_the_shapes_of_a_batch_follow_from_the_config_alone(config, tmp_path):
     assert {name: array.shape for name, array in batch_shapes(config, mesh).items()} == mixture.shapes
 
 
+@pytest.mark.slow
 def test_the_arguments_are_as_large_as_the_compiler_says(config):
     mesh = make_mesh(config.mesh)
     step, batch = make_step(config, mesh), batch_shapes(config, mesh)

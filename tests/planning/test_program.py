@@ -175,3 +175,37 @@ ENTRY %main (a: f32[8,8]) -> f32[64] {
 }
 """
     assert work.memory_traffic(hlo.parse(text)) == 2 * 64 * 4
+
+
+def loop(first, step, limit):
+    return f"""
+%body (p: (s32[], f32[4])) -> (s32[], f32[4]) {{
+  %p = (s32[], f32[4]) parameter(0)
+  %i = s32[] get-tuple-element(%p), index=0
+  %x = f32[4]{{0}} get-tuple-element(%p), index=1
+  %k = s32[] constant({step})
+  %n = s32[] add(%i, %k)
+  ROOT %t = (s32[], f32[4]) tuple(%n, %x)
+}}
+
+%condition (p: (s32[], f32[4])) -> pred[] {{
+  %p = (s32[], f32[4]) parameter(0)
+  %i = s32[] get-tuple-element(%p), index=0
+  %limit = s32[] constant({limit})
+  ROOT %less = pred[] compare(%i, %limit), direction=LT
+}}
+
+ENTRY %main (x: f32[4]) -> (s32[], f32[4]) {{
+  %x = f32[4]{{0}} parameter(0)
+  %first = s32[] constant({first})
+  %copy = s32[] copy(%first)
+  %start = (s32[], f32[4]) tuple(%copy, %x)
+  ROOT %while = (s32[], f32[4]) while(%start), condition=%condition, body=%body
+}}
+"""
+
+
+@pytest.mark.parametrize("first, step, limit", [(0, 1, 5), (0, 2, 16), (0, 2, 5), (1, 1, 24), (3, 4, 12), (5, 1, 5)])
+def test_a_loop_turns_as_often_as_python_counts(first, step, limit):
+    program = hlo.parse(loop(first, step, limit))
+    assert program.runs["body"] == len(range(first, limit, step))
