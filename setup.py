@@ -51,6 +51,7 @@ setup(
         ],
         "torch": ["torch>=2.6", "transformers>=5.23,<6", "safetensors>=0.5"],
         "launch": ["pyyaml>=6"],
+        "plan": [f"jax[tpu]{JAX}"],
         "tpu": [f"jax[tpu]{JAX}"],
         "cuda": [f"jax[cuda13]{JAX}"],
         "wandb": ["wandb>=0.20"],
