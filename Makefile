@@ -1,5 +1,5 @@
 # make demo   train a small KOSMOS-1 on this machine and see what it reads
-# make test   the fast tests; test-slow the others; test-all both
+# make test   the fast tests; test-slow the others; test-all both; test-transformers4 exports in transformers 4
 # make bench  compare with transformers' Kosmos-2 in PyTorch
 # make lint   ruff
 #
@@ -16,7 +16,7 @@ SHELL := /bin/bash
 # glibc asks Linux for large pages: on CPU, XLA and PyTorch ask for much memory in every step, and clear less of it.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: .venv demo test test-slow test-all bench lint
+.PHONY: .venv demo test test-slow test-all test-transformers4 bench lint
 .DELETE_ON_ERROR:
 
 .venv: $(VENV)/has-demo $(VENV)/has-test
@@ -33,6 +33,10 @@ test-slow: $(VENV)/has-test
 	$(BIN)/python -m pytest -m "slow and not gpu and not tpu" || [ $$? = 5 ]
 
 test-all: test test-slow
+
+# What an export holds is for transformers 4.57 too.
+test-transformers4: $(VENV)/transformers-4/is-whole
+	PYTHONPATH=$(VENV)/transformers-4 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/interop/test_remote_code.py
 
 bench: $(VENV)/has-test
 	$(BIN)/python benchmarks/cpu.py
@@ -51,6 +55,12 @@ $(VENV)/has-test: setup.py $(BIN)/pip-works
 	$(PIP) -e '.[demo,test]'
 	$(PIP) --no-deps torchscale==0.3.0
 	@touch $@ $(VENV)/has-demo
+
+# Beside transformers 5, in a folder of its own that PYTHONPATH puts first.
+$(VENV)/transformers-4/is-whole: $(VENV)/has-test
+	rm -rf $(@D)
+	$(PIP) --no-deps --target $(@D) transformers==4.57.6 'tokenizers>=0.22,<0.23' 'huggingface-hub>=0.34,<1'
+	@touch $@
 
 # Debian's python3 has no ensurepip unless python3-venv is installed; then a pip or virtualenv from elsewhere will do.
 $(BIN)/pip-works:

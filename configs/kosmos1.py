@@ -42,7 +42,8 @@ def model() -> dict:
             max_positions=2048,  # [T17] for sinusoidal positions; xPos has no limit
             positions="xpos",  # [T17]; the released Kosmos-2 ran "sinusoidal"
             dropout=0.1,  # [T17]
-            attention_dropout=0.1,  # [T17]
+            attention="auto",  # kernel: "splash" on TPU, "triton" on GPU, "reference" anywhere; "auto" takes what suits
+            attention_dropout=0.0,  # [K2] none with its kernels; [T17] has 0.1, which here means "reference"
             init="torchscale",  # [K2] the released sub-LN initialisation; "magneto" is that of the paper's appendix
         ),
         vision=dict(  # CLIP ViT-L/14 [P]
@@ -124,6 +125,7 @@ def training() -> dict:
         steps=300_000,  # [P]
         microbatches=1,  # gradients of so many parts of the batch are summed before an update
         log_every=10,
+        hang_seconds=1800.0,  # [ours] the process ends when no step, evaluation or checkpoint did for so long; 0: never
         wandb=False,  # metrics to Weights & Biases too
         eval_every=1000,  # 0: never
         eval_batches=8,

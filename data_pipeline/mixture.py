@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -63,11 +63,8 @@ class Mixture:
             config.model.connector.tokens,
         )
         self._seq_len, self._isolate = data.seq_len, data.isolate_documents
-        self.names = tuple(sorted(data.sources))
         self.microbatches = config.training.microbatches
-        self.rows = _microbatch_rows(data.batch_rows, self.microbatches, data_shards)
-        shares = [data.sources[name].share for name in self.names]
-        counts = row_counts(dict(zip(self.names, shares, strict=True)), self.rows, self.microbatches)
+        self.names, self.rows, counts, self.images, self.shapes = batch_layout(config, data_shards)
         self.skipped, self._members = collections.Counter(), []
         for name, count in zip(self.names, counts, strict=True):
             member = data.sources[name]
@@ -86,16 +83,7 @@ class Mixture:
         self.row_source = spread(counts)
         places = np.array([member.images_per_row for member in self._members])[self.row_source]
         self._image_first = np.concatenate([[0], np.cumsum(places)])
-        self.images = -(-max(1, int(places.sum())) // data_shards) * data_shards
         self._seen_before = [np.cumsum(self.row_source == s) - (self.row_source == s) for s in range(len(self.names))]
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of the arrays of a global batch."""
-        rows = (self.microbatches, self.rows)
-        text = dict.fromkeys(("tokens", "targets", "segment_ids", "positions", "slots"), (*rows, self._seq_len))
-        images = (self.microbatches, self.images, self._size, self._size, 3)
-        return text | {"row_source": rows, "images": images}
 
     @property
     def fingerprint(self) -> str:
@@ -208,6 +196,42 @@ class Mixture:
             pixels.augmented(image, self._size, draw, **member.augment)
             for image, draw in zip(decoded, draws, strict=False)
         ]
+
+
+class Layout(NamedTuple):
+    """What a batch is like; it follows from the config alone.
+
+    Attributes:
+      names: the sources, by name.
+      rows: of a microbatch.
+      counts: rows of each source in a microbatch.
+      images: places for images in a microbatch, a multiple of the data shards.
+      shapes: of the arrays of a global batch.
+    """
+
+    names: tuple[str, ...]
+    rows: int
+    counts: list[int]
+    images: int
+    shapes: dict[str, tuple[int, ...]]
+
+
+def batch_layout(config: Any, data_shards: int = 1) -> Layout:
+    """The layout of the batches of a whole config; nothing is opened.
+
+    Raises:
+      DataError: rows cannot be divided over microbatches and devices, or a source gets none.
+    """
+    sources, size = config.data.sources, config.model.vision.image_size
+    microbatches, names = config.training.microbatches, tuple(sorted(sources))
+    rows = _microbatch_rows(config.data.batch_rows, microbatches, data_shards)
+    counts = row_counts({name: sources[name].share for name in names}, rows, microbatches)
+    places = sum(count * sources[name].images_per_row for name, count in zip(names, counts, strict=True))
+    images = -(-max(1, places) // data_shards) * data_shards
+    text = ("tokens", "targets", "segment_ids", "positions", "slots")
+    shapes = dict.fromkeys(text, (microbatches, rows, config.data.seq_len))
+    shapes |= {"row_source": (microbatches, rows), "images": (microbatches, images, size, size, 3)}
+    return Layout(names, rows, counts, images, shapes)
 
 
 def _microbatch_rows(batch_rows: int, microbatches: int, data_shards: int) -> int:

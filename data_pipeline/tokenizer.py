@@ -77,7 +77,10 @@ class Tokenizer:
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"data.tokenizer.path: {path} does not exist; leave it empty to train a tokenizer")
-        return cls(path.read_bytes(), kosmos2_tags)
+        try:
+            return cls(path.read_bytes(), kosmos2_tags)
+        except RuntimeError as error:
+            raise DataError(f"{path} is no SentencePiece model") from error
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int, kosmos2_tags: bool = False) -> "Tokenizer":

@@ -45,11 +45,15 @@ def run_record(config, tokenizer, abstract_state, data_state: dict) -> dict:
     """The `run` item."""
     return {
         "arrays": _shapes(abstract_state),
-        "config": to_json(config),
-        "tokenizer": _encoded(tokenizer),
         "data": data_state,
-        "jax": jax.__version__,
+        **_described(config, tokenizer),
     }
+
+
+def _described(config, tokenizer) -> dict[str, str]:
+    """The part of the `run` item that inference needs, and the version that wrote it."""
+    encoded = base64.b64encode(tokenizer.model_bytes).decode()
+    return {"config": to_json(config), "tokenizer": encoded, "jax": jax.__version__}
 
 
 def _training_part(state) -> dict:
@@ -77,17 +81,17 @@ def save(manager, state, run: dict) -> None:
 
 def save_weights(workdir, params, config, tokenizer) -> None:
     """A checkpoint of weights alone, as step 0: inference, export and `init.checkpoint` take it."""
-    run = {"config": to_json(config), "tokenizer": _encoded(tokenizer), "jax": jax.__version__}
-    items = {"params": _weights(params), "run": ocp.args.JsonSave(run)}
+    items = {"params": _weights(params), "run": ocp.args.JsonSave(_described(config, tokenizer))}
     with make_manager(workdir) as manager:
         manager.save(0, args=ocp.args.Composite(**items))
 
 
-def _encoded(tokenizer) -> str:
-    return base64.b64encode(tokenizer.model_bytes).decode()
+def _run_of(manager, step: int) -> dict:
+    return manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))["run"]
 
 
-def _abstract(tree, shardings):
+def placed(tree, shardings):
+    """A tree of ShapeDtypeStruct with the shapes and dtypes of one tree and the shardings of another."""
     return jax.tree.map(lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), tree, shardings)
 
 
@@ -129,12 +133,12 @@ def resume(manager, abstract_state, shardings):
     Raises:
       UserError: there are checkpoints and none can be read, or they hold another model.
     """
-    wanted = _abstract(abstract_state, shardings)
+    wanted = placed(abstract_state, shardings)
     steps = sorted(manager.all_steps(), reverse=True)
     for step in steps:
         folder = Path(manager.directory) / str(step)
         try:
-            run = manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))["run"]
+            run = _run_of(manager, step)
             if "arrays" not in run:
                 raise UserError(
                     f"{folder} holds weights and no state of a training run; start from it in a new --workdir with "
@@ -230,17 +234,18 @@ def read_record(path) -> Record:
       UserError: nothing there, or unreadable.
     """
     directory = step_directory(path)
-    with _reading(directory):
+    with reading(directory):
         options = ocp.CheckpointManagerOptions(read_only=True)
         with ocp.CheckpointManager(directory.parent, options=options, item_names=ITEMS) as manager:
-            run = manager.restore(int(directory.name), args=ocp.args.Composite(run=ocp.args.JsonRestore()))["run"]
+            run = _run_of(manager, int(directory.name))
         config = from_json(run["config"])
         tokenizer = Tokenizer(base64.b64decode(run["tokenizer"]), kosmos2_tags=config.data.tokenizer.kosmos2_tags)
     return Record(config, tokenizer, int(directory.name), directory)
 
 
 @contextmanager
-def _reading(directory: Path):
+def reading(directory: Path):
+    """Turns what goes wrong inside the block into a UserError: the checkpoint cannot be read."""
     try:
         yield
     except (ValueError, OSError, KeyError) as error:
@@ -261,7 +266,7 @@ def restore(path, shardings_of=None) -> Restored:
     shapes = abstract_model(record.config.model)[1]
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     shardings = shardings_of(record.config, shapes) if shardings_of else {name: device for name in shapes}
-    params = restore_weights(record.directory, _abstract(shapes, shardings))
+    params = restore_weights(record.directory, placed(shapes, shardings))
     return Restored(**vars(record), params=params)
 
 
@@ -277,7 +282,7 @@ def restore_weights(path, wanted: dict[str, jax.ShapeDtypeStruct]) -> dict[str, 
     """
     directory = step_directory(path)
     averaged = directory / "average"
-    with _reading(directory), ocp.StandardCheckpointer() as checkpointer:
+    with reading(directory), ocp.StandardCheckpointer() as checkpointer:
         stored = checkpointer.metadata(directory / "params").item_metadata
         before, now = ({name: list(leaf.shape) for name, leaf in tree.items()} for tree in (stored, wanted))
         _refuse_other_model(directory, before, now)

@@ -2,20 +2,30 @@
 
 import argparse
 import difflib
+import faulthandler
 import logging
 import os
+import signal
 import sys
+import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-from kosmos_jax.errors import UserError
+from kosmos_jax.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, EXIT_USAGE, UserError
 
 OVERRIDE = "--config."
-# As of a command that was mistyped, and of one that was interrupted from the keyboard.
-EXIT_USAGE, EXIT_INTERRUPTED = 2, 130
+
+
+def _stop_at_once(*_):
+    os.write(2, b"kosmos train: stopped by SIGTERM while no step was being made; the same command goes on from there\n")
+    os._exit(EXIT_PREEMPTED)
 
 
 def _train(args) -> int:
+    began = time.time()
+    # As the first process of a container it would not be ended by the signal. Later the trainer catches it, or JAX.
+    signal.signal(signal.SIGTERM, _stop_at_once)
+    faulthandler.register(signal.SIGUSR1)  # kill -USR1 shows what every thread does, and the run goes on
     from kosmos_jax.config import load_config
 
     # First of all: a mistyped key should not have to wait for JAX.
@@ -26,7 +36,21 @@ def _train(args) -> int:
 
     check_names(config.evaluation.tasks)
     distributed.start(args.coordinator, args.processes, args.process_id)
-    return train(config, args.workdir, evaluate=during_training())
+    try:
+        return train(config, args.workdir, during_training(), began)
+    except Exception as error:
+        distributed.leave_at_once(error)
+        raise
+
+
+def _report(args) -> None:
+    from kosmos_jax.training.report import report
+
+    report(args)
+
+
+def _report_arguments(parser):
+    parser.add_argument("--workdir", required=True, metavar="DIR", help="of `kosmos train`")
 
 
 def _train_arguments(parser):
@@ -141,7 +165,7 @@ def _plan_arguments(parser):
     add("--config", required=True, metavar="FILE", help="a Python file with get_config()")
     add("--topology", required=True, metavar="CHIP:SHAPE", help="v5p:4x4x4, v5e:16x16, h100:8x8 (hosts x GPUs)")
     add("--slices", type=int, default=1, metavar="N", help="TPU slices; default: 1")
-    add("--mesh", default="", metavar="NAME", help="fsdp, hsdp, fsdp_tp, fsdp_cp, ...; default: the config's")
+    add("--mesh", default="", metavar="NAME", help="fsdp, hsdp, fsdp_tp, ..., or auto; default: the config's")
     add("--fit", action="store_true", help="search remat, microbatches and mesh for the fastest that fits")
     add("--json", metavar="FILE", help="write the figures there too")
 
@@ -167,6 +191,7 @@ class Verb(NamedTuple):
 
 VERBS = {
     "train": Verb("train a model, or go on with a run that was stopped", _train_arguments, _train, has_config=True),
+    "report": Verb("print where the time of a run went", _report_arguments, _report),
     "generate": Verb("continue prompts of text and images", _generate_arguments, _generate),
     "eval": Verb("measure a checkpoint on held-out data", _evaluate_arguments, _evaluate, has_config=True),
     "export": Verb("write a checkpoint for PyTorch", _export_arguments, _export),
@@ -245,7 +270,7 @@ def main(argv: list[str] | None = None) -> int:
         if os.environ.get("KOSMOS_TRACEBACK"):
             raise
         print(f"kosmos {args.verb}: error: {error}", file=sys.stderr)
-        return EXIT_USAGE
+        return getattr(error, "status", EXIT_USAGE)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
 

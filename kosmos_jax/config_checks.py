@@ -9,6 +9,7 @@ from kosmos_jax.errors import UserError
 CHOICES = {
     "model.dtype": ("auto", "float32", "bfloat16"),
     "model.remat": ("none", "dots", "full"),
+    "model.text.attention": ("auto", "reference", "splash", "triton"),
     "model.text.positions": ("xpos", "sinusoidal", "both"),
     "model.text.init": ("torchscale", "magneto"),
     "model.vision.activation": ("quick_gelu", "gelu"),
@@ -24,8 +25,9 @@ AT_LEAST = {
     training.checkpoint_every training.keep_last
     evaluation.examples""".split(),
     0: """seed model.vision.top_layers data.max_skipped training.eval_every training.keep_every training.loss_chunk
-    training.max_nonfinite training.spike_factor training.optimizer.learning_rate training.optimizer.warmup_steps
-    training.optimizer.eps training.optimizer.weight_decay training.optimizer.clip_norm""".split(),
+    training.hang_seconds training.max_nonfinite training.spike_factor training.optimizer.learning_rate
+    training.optimizer.warmup_steps training.optimizer.eps training.optimizer.weight_decay
+    training.optimizer.clip_norm""".split(),
 }
 # Probabilities and decay rates: 0 is allowed, 1 is not.
 BELOW_ONE = """model.text.dropout model.text.attention_dropout model.connector.dropout training.ema_decay
@@ -41,12 +43,13 @@ class ConfigError(UserError, ValueError):
     """A config that cannot be right."""
 
 
-def validate(config, where: str = "the config") -> None:
+def validate(config, where: str = "the config", model_only: bool = False) -> None:
     """Checks each value, and values against each other.
 
     Args:
       config: a whole config, see configs/kosmos1.py.
       where: the file's name, for the message.
+      model_only: whether data and training need not fit the model.
 
     Raises:
       ConfigError: naming file, key, value and what would be right, for everything that is wrong at once.
@@ -58,8 +61,7 @@ def validate(config, where: str = "the config") -> None:
         or [
             *_text_problems(config.model.text, config.data.seq_len),
             *_image_problems(config.model),
-            *_data_problems(config),
-            *_run_problems(config),
+            *([] if model_only else [*_data_problems(config), *_run_problems(config)]),
         ]
     )
     if problems:

@@ -1,8 +1,23 @@
-"""Errors that are for the person at the keyboard."""
+"""Errors that are for the person at the keyboard, and the statuses with which the command ends."""
+
+# A mistake in the command, its config or its data; and what an interrupted program gives.
+EXIT_USAGE, EXIT_INTERRUPTED = 2, 130
+# EX_TEMPFAIL of sysexits.h: stopped by a signal, all saved, run the same command to go on.
+EXIT_PREEMPTED = 75
+# EX_SOFTWARE: training hung and was ended.
+EXIT_HUNG = 70
 
 
 class UserError(Exception):
     """Something the user can put right: the message says what was wrong, where, and what to do.
 
-    The command line prints the message alone, without a stack trace.
+    The command line prints the message alone, without a stack trace, and ends with `status`.
     """
+
+    status = EXIT_USAGE
+
+
+class OthersMissing(UserError):
+    """Processes of the same job did not come: another start may go well, and a scheduler should try it."""
+
+    status = 1

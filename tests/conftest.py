@@ -16,9 +16,10 @@ for name, value in (("compilation_cache_dir", _programs.name), ("persistent_cach
     os.environ[f"JAX_{name.upper()}"] = str(value)
 
 
-@pytest.fixture(scope="package")
-def quick_compilation():
-    """For packages whose tests take their time to compile, and whose claims hold without optimisation too."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+# Packages whose tests take their time to compile, and whose claims hold without optimisation too.
+QUICK_COMPILATION = ("evaluation", "inference", "interop", "training")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _(request):
+    jax.config.update("jax_disable_most_optimizations", request.path.parent.name in QUICK_COMPILATION)

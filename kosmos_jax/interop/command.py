@@ -4,7 +4,7 @@ import re
 
 from kosmos_jax.errors import UserError
 
-UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
 def size_in_bytes(text: str) -> int:
@@ -13,16 +13,19 @@ def size_in_bytes(text: str) -> int:
     Raises:
       UserError: it is none of the kind.
     """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
-    if not match or match[2].upper() not in UNITS or not float(match[1]) > 0:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)", text.strip())
+    if not match or match[2].upper() not in UNITS:
         raise UserError(f"--max-shard-size {text}: write a size such as 5GB, 500MB or 2GiB")
-    return max(1, int(float(match[1]) * UNITS[match[2].upper()]))
+    return int(float(match[1]) * UNITS[match[2].upper()])
 
 
 def export(args) -> int:
     """Writes the export, says what it is, and with --verify compares it; 1 when it is not equal."""
     from kosmos_jax.interop.export import export
+    from kosmos_jax.interop.packages import needed
 
+    if args.verify:
+        needed("torch")  # before hours of writing, not after
     record = export(args.checkpoint, args.to, args.out, args.dtype, size_in_bytes(args.max_shard_size))
     print(f"{args.out}: step {record.step} of {record.directory} as {args.to}, {args.dtype}")
     if not args.verify:

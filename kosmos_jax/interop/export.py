@@ -46,7 +46,8 @@ def export(path, to: str, out, dtype: str = "float32", max_shard_bytes: int = 5 
       What the checkpoint says of itself.
 
     Raises:
-      UserError: no checkpoint, a model that the target cannot hold, or a folder in the way.
+      UserError: no checkpoint or a damaged one, a model that the target cannot hold, values that the dtype cannot
+        hold, or a folder in the way.
     """
     target = TARGETS[to]
     record = checkpoint.read_record(path)
@@ -75,43 +76,45 @@ def tensors_of(stored, model, target: Target) -> tuple[dict[str, tuple[int, ...]
       (name -> shape, name -> contiguous array): as `write_tensors` takes them.
     """
     places = {name: p for name, p in names.torch_names(abstract_model(model)[1]).items() if target.keeps(name)}
+    convolution = names.PATCH if target.convolution else ""
+    # The file's name -> our name, or an array.
+    origins = {target.rename(name): name for name in places} | target.extra(model)
 
-    def tensor(name: str) -> np.ndarray:
-        array = places[name].to_torch(stored.read(places[name].path, places[name].layer))
-        return names.to_convolution(array) if target.convolution and name == "vision.patch.weight" else array
+    def shape(origin: str | np.ndarray) -> tuple[int, ...]:
+        if not isinstance(origin, str):
+            return origin.shape
+        ours = places[origin].shape
+        return names.convolution_shape(ours) if origin == convolution else ours
 
-    def shape(name: str) -> tuple[int, ...]:
-        if target.convolution and name == "vision.patch.weight":
-            return (model.vision.width, 3, model.vision.patch_size, model.vision.patch_size)
-        return places[name].shape
+    def read(name: str) -> np.ndarray:
+        origin = origins[name]
+        if not isinstance(origin, str):
+            return origin
+        array = places[origin].to_torch(stored.read(places[origin].path, places[origin].layer))
+        return names.to_convolution(array) if origin == convolution else array
 
-    shapes = {target.rename(name): shape(name) for name in places}
-    readers = {target.rename(name): (lambda name=name: tensor(name)) for name in places}
-    for extra, source in target.extra(model).items():
-        ours = isinstance(source, str)
-        shapes[extra] = shape(source) if ours else source.shape
-        readers[extra] = (lambda source=source: tensor(source)) if ours else (lambda source=source: source)
-    return shapes, lambda name: readers[name]()
+    return {name: shape(origin) for name, origin in origins.items()}, read
 
 
 @contextmanager
 def complete_or_absent(out: Path):
     """A folder to write in that is given the name `out` at the end, and is deleted if anything goes wrong.
 
+    Only a process that is killed leaves it, as `out`.unfinished-PID.
+
     Raises:
       UserError: `out` is there and not empty, or cannot be made.
     """
+    out = out.resolve()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out {out} is there already; name a new folder")
-    partial = out.absolute().with_name(f".{out.absolute().name}.unfinished-{os.getpid()}")
+    partial = out.with_name(f"{out.name}.unfinished-{os.getpid()}")
     try:
         partial.mkdir(parents=True)
     except OSError as error:
         raise UserError(f"--out {out} cannot be made: {error}") from error
     try:
         yield partial
-        if out.exists():
-            out.rmdir()
         partial.rename(out)
     except OSError as error:
         raise UserError(f"--out {out} cannot be written: {error}") from error

@@ -1,26 +1,24 @@
 """`kosmos import`: published weights as a checkpoint of ours; and a vision tower straight into a fresh model."""
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from tqdm import tqdm
 
 from data_pipeline.tokenizer import TAGS, Tokenizer
 from kosmos_jax import checkpoint
-from kosmos_jax.config import apply_overrides
+from kosmos_jax.config import apply_overrides, validate
 from kosmos_jax.errors import UserError
 from kosmos_jax.interop import names
 from kosmos_jax.interop.export import complete_or_absent
-from kosmos_jax.interop.sources import find_source
+from kosmos_jax.interop.processor import SENTENCEPIECE
+from kosmos_jax.interop.sources import beside, find_source
 from kosmos_jax.interop.tensors import open_tensors
 from kosmos_jax.model import Kosmos, abstract_model, parameters
 
-SENTENCEPIECE = "sentencepiece.bpe.model"
 SHOWN = 12
 
 
@@ -41,7 +39,7 @@ class Reader:
         """Compares the file with the parameters of a model, all of it before anything is made.
 
         Args:
-          shapes: path -> anything with a `shape`. The number of rows of the embedding may differ.
+          shapes: path -> anything with a `shape`.
 
         Returns:
           Our PyTorch name -> its place, for all that the file has.
@@ -53,11 +51,10 @@ class Reader:
         wanted = {self.source.rename(name): self._foreign_shape(name, place.shape) for name, place in places.items()}
         surplus = [name for name in self.tensors if name not in wanted and not self.source.ignored.fullmatch(name)]
         missing = [name for name in wanted if name not in self.tensors]
-        rows_free = self.source.rename("embedding.weight")
         other = [
             f"{name} {list(self.tensors[name].shape)}, the model has {list(shape)}"
             for name, shape in wanted.items()
-            if name in self.tensors and not _same_shape(self.tensors[name].shape, shape, free_rows=name == rows_free)
+            if name in self.tensors and self.tensors[name].shape != shape
         ]
         found = [("missing", missing), ("surplus", surplus), ("of another shape", other)]
         problems = [f"{len(group)} {what}:\n    " + "\n    ".join(_shown(group)) for what, group in found if group]
@@ -66,21 +63,13 @@ class Reader:
         return places
 
     def _foreign_shape(self, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-        if name != "vision.patch.weight" or not self.source.convolution:
-            return shape
-        patch = math.isqrt(shape[1] // 3)
-        return (shape[0], 3, patch, patch)
+        return names.convolution_shape(shape) if self.source.convolution and name == names.PATCH else shape
 
     def _tensor(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
         tensor = self.tensors[self.source.rename(name)]
-        if name == "vision.patch.weight" and self.source.convolution:
+        if self.source.convolution and name == names.PATCH:
             return names.from_convolution(tensor.read((slice(None),) * 4))[index]
         return tensor.read(index)
-
-    def embedding_rows(self, most: int) -> np.ndarray:
-        """float32[min(rows in the file, most), D]."""
-        rows = self.tensors[self.source.rename("embedding.weight")].shape[0]
-        return np.asarray(self._tensor("embedding.weight", (slice(0, min(rows, most)), slice(None))), np.float32)
 
     def array(self, path: str, leaf, places: Mapping[str, names.Place]):
         """One of our parameters as float32 jax.Array of `leaf`'s shape and sharding; a process reads its own part."""
@@ -99,10 +88,6 @@ class Reader:
             return np.stack([np.asarray(read(layer, index[1:]), np.float32) for layer in chosen])
 
         return jax.make_array_from_callback(leaf.shape, leaf.sharding, part)
-
-
-def _same_shape(found, wanted, free_rows: bool) -> bool:
-    return tuple(found[1:]) == tuple(wanted[1:]) if free_rows else tuple(found) == tuple(wanted)
 
 
 def _shown(group: list[str]) -> list[str]:
@@ -147,31 +132,33 @@ def import_weights(kind: str, path, out, *, config=None, tokenizer=None, vocab_s
       UserError: anything that does not fit; nothing is written then.
     """
     reader = Reader(kind, path)
-    config = _resized(_base_config(kind, config), reader.sections, vocab_size)
-    tokenizer = _find_tokenizer(Path(path), tokenizer, config.model.text.vocab_size)
-    kosmos2_tags = len(tokenizer.tags) > len(TAGS)
-    pieces = tokenizer.mask - 1
-    config = apply_overrides(
-        config, [f"data.tokenizer.kosmos2_tags={kosmos2_tags}", f"data.tokenizer.vocab_size={pieces}"]
-    )
+    config = _resized(_base_config(kind, config), reader.sections)
+    validate(config, str(path), model_only=True)
     shapes = abstract_model(config.model)[1]
     places = reader.check(shapes)
-    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    given = {place.path for place in places.values()} - {"embedding"}
+    vocab_size = vocab_size or config.model.text.vocab_size
+    tokenizer = _find_tokenizer(Path(path), tokenizer, vocab_size)
+    described = dict(kosmos2_tags=len(tokenizer.tags) > len(TAGS), vocab_size=tokenizer.mask - 1)
+    overrides = [f"data.tokenizer.{key}={value}" for key, value in described.items()]
+    config = apply_overrides(config, [*overrides, f"model.text.vocab_size={vocab_size}"])
+    given = sorted({place.path for place in places.values()})
+    leaves = checkpoint.placed(shapes, dict.fromkeys(shapes, jax.sharding.SingleDeviceSharding(jax.local_devices()[0])))
     with complete_or_absent(Path(out)) as folder:
-        params = {}
-        for name in tqdm(given, f"reading {kind}", unit=" parameters", disable=None):
-            leaf = jax.ShapeDtypeStruct(shapes[name].shape, jnp.float32, sharding=device)
-            params[name] = reader.array(name, leaf, places)
-        rows = reader.embedding_rows(config.model.text.vocab_size) if kind != "clip" else None
-        left = set(shapes) - given
-        if rows is not None and len(rows) == config.model.text.vocab_size:
-            params["embedding"], left = jnp.asarray(rows), left - {"embedding"}
-        params |= fresh_parameters(config, left)
-        if rows is not None:
-            params["embedding"] = params["embedding"].at[: len(rows)].set(rows)
+        bar = tqdm(given, f"reading {kind}", unit=" parameters", disable=None)
+        params = {name: reader.array(name, leaves[name], places) for name in bar}
+        params |= fresh_parameters(config, shapes.keys() - params.keys())
+        params["embedding"] = _with_rows(params["embedding"], config)
         checkpoint.save_weights(folder, params, config, tokenizer)
     return checkpoint.read_record(out)
+
+
+def _with_rows(embedding_VD: jax.Array, config) -> jax.Array:
+    """The embedding with as many rows as config has ids: cut off, or added from a fresh model's, at the end."""
+    count = config.model.text.vocab_size
+    if count <= len(embedding_VD):
+        return embedding_VD[:count]
+    fresh_VD = fresh_parameters(config, {"embedding"})["embedding"]
+    return fresh_VD.at[: len(embedding_VD)].set(embedding_VD)
 
 
 def fresh_parameters(config, wanted) -> dict[str, jax.Array]:
@@ -187,8 +174,7 @@ def fresh_parameters(config, wanted) -> dict[str, jax.Array]:
 
 
 def _find_tokenizer(path: Path, given, vocab_size: int) -> Tokenizer:
-    folder = path if path.is_dir() else path.parent
-    file = Path(given) if given else folder / SENTENCEPIECE
+    file = Path(given) if given else beside(path, SENTENCEPIECE)
     if not file.is_file():
         raise UserError(f"{file}: no SentencePiece model there; give the one of these weights with --tokenizer FILE")
     tokenizers = [Tokenizer.load(file, kosmos2_tags=tags) for tags in (False, True)]
@@ -210,13 +196,12 @@ def _base_config(kind: str, config):
     return apply_overrides((kosmos1 if kind == "clip" else kosmos2).get_config(), [])
 
 
-def _resized(config, sections, vocab_size: int):
+def _resized(config, sections):
     tree = config.to_dict()
     for name, section in sections.items():
-        tree["model"][name].update({key: value for key, value in section.items() if key in tree["model"][name]})
+        tree["model"][name].update(section)
     vision, text = tree["model"]["vision"], tree["model"]["text"]
     vision["top_layers"] = min(vision["top_layers"], vision["layers"])
-    text["vocab_size"] = vocab_size or text["vocab_size"]
     if text["positions"] != "xpos":
         tree["data"]["seq_len"] = min(tree["data"]["seq_len"], text["max_positions"])
     return apply_overrides(tree, [])

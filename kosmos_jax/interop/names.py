@@ -5,6 +5,7 @@ The first step is mechanical: "decoder/layers/fc1/kernel" float[L, D, F] is L te
 substitutions for each foreign format; every format is a function from our PyTorch name to its own.
 """
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -34,9 +35,6 @@ class Place(NamedTuple):
 
     def to_torch(self, array: np.ndarray) -> np.ndarray:
         """Our array of this place (one layer of it) as PyTorch has it, contiguous."""
-        return np.ascontiguousarray(array.T if self.transposed else array)
-
-    def to_ours(self, array: np.ndarray) -> np.ndarray:
         return np.ascontiguousarray(array.T if self.transposed else array)
 
 
@@ -123,7 +121,7 @@ openai = _chain(
 _connector = _chain(
     (r"^connector\.queries$", "latent_query"),
     (r"^connector\.", ""),
-    *((pattern, replacement) for pattern, replacement in _projections),
+    *_projections,
     (r"^self_attn\.", "x_attn."),
 )
 
@@ -157,9 +155,19 @@ def is_decoder(name: str) -> bool:
     return name.startswith(("decoder.", "embedding."))
 
 
+# The patch embedding: a linear layer in our module, [d, p * p * 3], and a convolution everywhere else, [d, 3, p, p].
+PATCH = "vision.patch.weight"
+
+
+def convolution_shape(shape: tuple[int, int]) -> tuple[int, int, int, int]:
+    """The shape of the patch embedding as a convolution."""
+    size = math.isqrt(shape[1] // 3)
+    return (shape[0], 3, size, size)
+
+
 def to_convolution(weight: np.ndarray) -> np.ndarray:
-    """The patch embedding of our module, [d, p * p * 3], as everyone else's convolution: [d, 3, p, p], contiguous."""
-    size = int((weight.shape[1] // 3) ** 0.5)
+    """The patch embedding of our module as a convolution, contiguous."""
+    size = convolution_shape(weight.shape)[-1]
     return np.ascontiguousarray(rearrange(weight, "d (p q c) -> d c p q", p=size, q=size))
 
 

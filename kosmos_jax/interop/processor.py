@@ -9,9 +9,9 @@ from typing import Any
 
 from data_pipeline.tokenizer import Tokenizer
 from kosmos_jax.interop import model_card, tokenizer_json
+from kosmos_jax.model.vision import PIXEL_MEAN, PIXEL_STD
 
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+SENTENCEPIECE = "sentencepiece.bpe.model"  # the published file's name
 PROCESSORS = {"hf-kosmos2": "Kosmos2Processor", "hf-remote-code": "KosmosJaxProcessor"}
 
 
@@ -26,23 +26,13 @@ def write_files(out: Path, record, target: str) -> None:
       UserError: a package is missing, or the tokenizer is of a kind that cannot be written; see tokenizer_json.build.
     """
     if target != "torchscale":
-        write_tokenizer_json(out, record.tokenizer, target)
-        write_sentencepiece(out, record.tokenizer)
+        tokenizer_json.build(record.tokenizer, kosmos2=target == "hf-kosmos2").save(str(out / "tokenizer.json"))
+        record.tokenizer.save(out / SENTENCEPIECE)
     if target in PROCESSORS:
         write_tokenizer_config(out, record.tokenizer, target)
         write_preprocessor_config(out, record.config.model, target)
         write_generation_config(out, record.tokenizer, record.config.model.text.vocab_size)
-    write_model_card(out, record, target)
-
-
-def write_tokenizer_json(out: Path, tokenizer: Tokenizer, target: str) -> None:
-    """tokenizer.json: what the `tokenizers` library reads."""
-    tokenizer_json.build(tokenizer, kosmos2=target == "hf-kosmos2").save(str(out / "tokenizer.json"))
-
-
-def write_sentencepiece(out: Path, tokenizer: Tokenizer) -> None:
-    """sentencepiece.bpe.model, the published file's name: what tokenizer.json was made from."""
-    tokenizer.save(out / "sentencepiece.bpe.model")
+    (out / "README.md").write_text(model_card.text(record, target))
 
 
 def write_tokenizer_config(out: Path, tokenizer: Tokenizer, target: str) -> None:
@@ -80,7 +70,7 @@ def write_preprocessor_config(out: Path, model, target: str) -> None:
             processor_class=PROCESSORS[target],
             **dict(do_convert_rgb=True, do_resize=True, size=size, resample=3, do_center_crop=False, crop_size=size),
             **dict(do_rescale=True, rescale_factor=1 / 255),
-            **dict(do_normalize=True, image_mean=CLIP_MEAN, image_std=CLIP_STD),
+            **dict(do_normalize=True, image_mean=PIXEL_MEAN, image_std=PIXEL_STD),
         )
     else:
         code = "processing_kosmos_jax.KosmosJax"
@@ -107,11 +97,6 @@ def write_generation_config(out: Path, tokenizer: Tokenizer, vocab_size: int) ->
         suppress_tokens=[i for i in tags if i not in (tokenizer.eos, tokenizer.line)],
     )
     _write_json(out / "generation_config.json", config)
-
-
-def write_model_card(out: Path, record, target: str) -> None:
-    """README.md: see model_card."""
-    (out / "README.md").write_text(model_card.text(record, target))
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

@@ -1,6 +1,5 @@
 """What `kosmos import` can read: the names in each kind of file, and the model's sizes from it."""
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any, NamedTuple
 
 from kosmos_jax.errors import UserError
 from kosmos_jax.interop import names
-from kosmos_jax.interop.tensors import Tensor
+from kosmos_jax.interop.tensors import Tensor, read_json
 
 
 class Source(NamedTuple):
@@ -38,19 +37,22 @@ def find_source(kind: str, path: Path, tensors: Mapping[str, Tensor]) -> tuple[S
     return _clip(path, tensors) if kind == "clip" else (SOURCES[kind], dict(tensors))
 
 
-def _config(path: Path) -> dict[str, Any]:
-    file = (path if path.is_dir() else path.parent) / "config.json"
-    if not file.is_file():
-        raise UserError(f"{file} is missing; it says how the model is built")
-    try:
-        return json.loads(file.read_text())
-    except ValueError as error:
-        raise UserError(f"{file} is no JSON: {error}") from error
+def beside(path: Path, name: str) -> Path:
+    """The file of that name in a folder of weights, or in the folder of a file of weights."""
+    return (path if path.is_dir() else path.parent) / name
+
+
+def _config(path: Path, *keys: str) -> Any:
+    return read_json(beside(path, "config.json"), *keys)
+
+
+def _our_sections(path: Path, *keys: str) -> dict[str, dict[str, Any]]:
+    return {section: _config(path, *keys, section) for section in ("text", "vision", "connector")}
 
 
 def _kosmos2_sections(path, tensors):
     """Of transformers' Kosmos2Config; what a config.json leaves out has transformers' default."""
-    config = _config(path)
+    kind, config = _config(path, "model_type"), _config(path)
     text, vision = config.get("text_config") or {}, config.get("vision_config") or {}
     unfit = [
         f"{section}.{key} is {values[key]!r}"
@@ -62,8 +64,8 @@ def _kosmos2_sections(path, tensors):
         )
         if values.get(key, fit) != fit
     ]
-    if config.get("model_type") != "kosmos-2" or unfit:
-        raise UserError(f"{path}: {'; '.join(unfit) or 'no Kosmos-2: model_type is ' + repr(config.get('model_type'))}")
+    if kind != "kosmos-2" or unfit:
+        raise UserError(f"{path}: {'; '.join(unfit) or f'no Kosmos-2: model_type is {kind!r}'}")
     heads, queries = text.get("attention_heads", 32), config.get("latent_query_num", 64)
     return dict(
         text=dict(
@@ -103,12 +105,7 @@ def _layers(tensors: Mapping[str, Tensor], pattern: str) -> int:
 
 def _unilm_sections(path, tensors):
     """From the shapes: the file's own arguments are fairseq's. Heads of 64, as all of the family have."""
-
-    def shape(name):
-        if name not in tensors:
-            raise UserError(f"{path} has no {name}: it is no checkpoint of microsoft/unilm's kosmos-2")
-        return tensors[name].shape
-
+    shape = _shapes_of(path, tensors)
     vocabulary, width = shape("gpt_model.decoder.embed_tokens.weight")
     return dict(
         text=dict(
@@ -119,22 +116,32 @@ def _unilm_sections(path, tensors):
             ffn=shape("gpt_model.decoder.layers.0.ffn.fc1.weight")[0],
             positions="sinusoidal",
         ),
-        vision=_openai_section("img_model.visual.", tensors, "quick_gelu"),
+        vision=_openai_section(path, "img_model.visual.", tensors, "quick_gelu"),
         connector=dict(
             kind="xconnector", tokens=shape("img_connector.latent_query")[0], heads=max(1, width // 64), layers=1
         ),
     )
 
 
-def _openai_section(prefix: str, tensors: Mapping[str, Tensor], activation: str) -> dict[str, Any]:
-    width, _, patch, _ = tensors[f"{prefix}conv1.weight"].shape
+def _shapes_of(path: Path, tensors: Mapping[str, Tensor]) -> Callable[[str], tuple[int, ...]]:
+    def shape(name: str) -> tuple[int, ...]:
+        if name not in tensors:
+            raise UserError(f"{path} has no {name}: it is of another kind than --from says, or not whole")
+        return tensors[name].shape
+
+    return shape
+
+
+def _openai_section(path: Path, prefix: str, tensors: Mapping[str, Tensor], activation: str) -> dict[str, Any]:
+    shape = _shapes_of(path, tensors)
+    width, _, patch, _ = shape(f"{prefix}conv1.weight")
     return dict(
-        image_size=patch * round((tensors[f"{prefix}positional_embedding"].shape[0] - 1) ** 0.5),
+        image_size=patch * round((shape(f"{prefix}positional_embedding")[0] - 1) ** 0.5),
         patch_size=patch,
         width=width,
         layers=_layers(tensors, re.escape(prefix) + r"transformer\.resblocks\.(\d+)\."),
         heads=max(1, width // 64),
-        ffn=tensors[f"{prefix}transformer.resblocks.0.mlp.c_fc.weight"].shape[0],
+        ffn=shape(f"{prefix}transformer.resblocks.0.mlp.c_fc.weight")[0],
         activation=activation,
     )
 
@@ -149,7 +156,7 @@ def _clip(path: Path, tensors: Mapping[str, Tensor]) -> tuple[Source, dict[str, 
             return _tower(prefix, names.clip, section, ignored), dict(tensors)
     for prefix in ("visual.", ""):
         if f"{prefix}conv1.weight" in tensors and f"{prefix}class_embedding" in tensors:
-            section = _openai_section(prefix, tensors, _openai_activation(path, tensors))
+            section = _openai_section(path, prefix, tensors, _openai_activation(path, tensors))
             return _tower(prefix, names.openai, section, rf"{re.escape(prefix)}proj"), _split_in_proj(tensors)
     raise UserError(f"{path} holds no vision tower of CLIP under any name known here")
 
@@ -166,9 +173,9 @@ def _tower(prefix: str, rename: Callable[[str], str], section: dict[str, Any], i
 
 def _openai_activation(path: Path, tensors: Mapping[str, Tensor]) -> str:
     """OpenAI's own weights need QuickGELU; of open_clip's, its config file tells."""
-    file = (path if path.is_dir() else path.parent) / "open_clip_config.json"
+    file = beside(path, "open_clip_config.json")
     if file.is_file():
-        return "quick_gelu" if json.loads(file.read_text())["model_cfg"].get("quick_gelu") else "gelu"
+        return "quick_gelu" if read_json(file, "model_cfg").get("quick_gelu") else "gelu"
     if {"input_resolution", "context_length", "vocab_size"} <= set(tensors):
         return "quick_gelu"  # only OpenAI's archives have these
     raise UserError(
@@ -211,15 +218,6 @@ SOURCES = {
             r"|img_model\.visual\.proj|img_model\.(?!visual\.).*"
         ),
     ),
-    "hf-remote-code": Source(
-        lambda name: f"model.{name}",
-        lambda path, _: {key: _config(path)[key] for key in ("text", "vision", "connector")},
-        convolution=False,
-    ),
-    "torch": Source(
-        lambda name: name,
-        lambda path, _: {key: _config(path)["model"][key] for key in ("text", "vision", "connector")},
-        convolution=False,
-    ),
+    "hf-remote-code": Source(lambda name: f"model.{name}", lambda path, _: _our_sections(path), convolution=False),
+    "torch": Source(lambda name: name, lambda path, _: _our_sections(path, "model"), convolution=False),
 }
-KINDS = (*SOURCES, "clip")

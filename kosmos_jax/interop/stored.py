@@ -1,9 +1,11 @@
 """The arrays of a checkpoint, piece by piece: a model need not fit in memory to be written out in another form."""
 
-import json
 from pathlib import Path
 
 import numpy as np
+
+from kosmos_jax.checkpoint import reading
+from kosmos_jax.interop.tensors import read_json
 
 
 class StoredArrays:
@@ -14,7 +16,7 @@ class StoredArrays:
 
     def __init__(self, item: Path):
         """Opens an item's folder, e.g. out/checkpoints/1200/params."""
-        tree = json.loads((item / "_METADATA").read_text())
+        tree = read_json(item / "_METADATA")
         self._driver = "zarr3" if tree.get("use_zarr3") else "zarr"
         self._item = item
         self.paths = [entry["key_metadata"][0]["key"] for entry in tree["tree_metadata"].values()]
@@ -31,8 +33,9 @@ class StoredArrays:
 
     def read(self, path: str, layer: int | None = None) -> np.ndarray:
         """One array, or one layer of a stacked one."""
-        array = self._array(path)
-        return (array if layer is None else array[layer]).read().result()
+        with reading(self._item):
+            array = self._array(path)
+            return (array if layer is None else array[layer]).read().result()
 
 
 class StoredModel:

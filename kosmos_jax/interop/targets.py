@@ -35,6 +35,15 @@ def plain(config) -> Any:
     return list(config) if isinstance(config, tuple) else config
 
 
+def _for_transformers(dtype: str) -> dict[str, Any]:
+    """What every config.json for transformers says.
+
+    "_attn_implementation" is there because SDPA gave wrong image vectors in transformers 4.52.1 to 5.22.2; that key is
+    read by all of them. "torch_dtype" is "dtype" for transformers before 4.56.
+    """
+    return dict(dtype=dtype, torch_dtype=dtype, _attn_implementation="eager", tie_word_embeddings=True)
+
+
 def _kosmos2_refusal(model) -> str:
     reasons = []
     if model.text.positions != "sinusoidal":
@@ -47,20 +56,13 @@ def _kosmos2_refusal(model) -> str:
 
 
 def kosmos2_config(model, dtype: str) -> dict[str, Any]:
-    """config.json of transformers' Kosmos2Config.
-
-    "_attn_implementation" is there because SDPA gave wrong image vectors in transformers 4.52.1 to 5.22.2; that key is
-    read by all of them.
-    """
+    """config.json of transformers' Kosmos2Config."""
     text, vision = model.text, model.vision
     return dict(
         architectures=["Kosmos2ForConditionalGeneration"],
         model_type="kosmos-2",
-        dtype=dtype,
-        torch_dtype=dtype,  # the same for transformers before 4.56
-        _attn_implementation="eager",
+        **_for_transformers(dtype),
         latent_query_num=model.connector.tokens,
-        tie_word_embeddings=True,
         text_config=dict(
             model_type="kosmos_2_text_model",
             vocab_size=text.vocab_size,
@@ -138,10 +140,7 @@ def _remote_code_config(model, dtype: str) -> dict[str, Any]:
             AutoModelForCausalLM=code,
             AutoModelForImageTextToText=code,
         ),
-        dtype=dtype,
-        torch_dtype=dtype,
-        _attn_implementation="eager",
-        tie_word_embeddings=True,
+        **_for_transformers(dtype),
         pad_token_id=1,
         bos_token_id=0,
         eos_token_id=2,

@@ -5,18 +5,20 @@ stores a transposed array's bytes in the wrong order without a word. The format 
 a length, a JSON header and the bytes.
 """
 
+import argparse
 import json
 import math
 import os
 import pickle
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
 
 from kosmos_jax.errors import UserError
+from kosmos_jax.interop.packages import needed
 
 DTYPES = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
@@ -53,7 +55,7 @@ def open_tensors(path: str | Path) -> dict[str, Tensor]:
     for index, pattern in ((INDEX, "*.safetensors"), ("pytorch_model.bin.index.json", "pytorch_model*.bin")):
         files = sorted(path.glob(pattern))
         if (path / index).is_file():
-            listed = sorted(set(_json(path / index)["weight_map"].values()))
+            listed = sorted(set(read_json(path / index, "weight_map").values()))
             missing = [name for name in listed if not (path / name).is_file()]
             if missing:
                 raise UserError(f"{path / index} lists {', '.join(missing)}, which is not there: download it again")
@@ -63,11 +65,23 @@ def open_tensors(path: str | Path) -> dict[str, Tensor]:
     raise UserError(f"{path}: no *.safetensors and no pytorch_model*.bin in this folder")
 
 
-def _json(path: Path):
+def read_json(file: Path, *keys: str) -> Any:
+    """What a JSON file has under some keys, each inside the one before it.
+
+    Raises:
+      UserError: there is no such file, it is no JSON, or it has no such key.
+    """
     try:
-        return json.loads(path.read_text())
+        value = json.loads(file.read_text())
+        for key in keys:
+            value = value[key]
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror}") from error
     except ValueError as error:
-        raise UserError(f"{path} is no JSON: {error}") from error
+        raise UserError(f"{file} is no JSON: {error}") from error
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{file} has no {'.'.join(keys)}") from error
+    return value
 
 
 def _open_file(path: Path) -> dict[str, Tensor]:
@@ -75,12 +89,11 @@ def _open_file(path: Path) -> dict[str, Tensor]:
 
 
 def _open_safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError, safe_open
-
+    safetensors = needed("safetensors")
     try:
-        file = safe_open(path, framework="numpy")
+        file = safetensors.safe_open(path, framework="numpy")
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  not a dictionary
-    except (SafetensorError, OSError) as error:
+    except (safetensors.SafetensorError, OSError) as error:
         raise UserError(f"{path} cannot be read as safetensors: {error}; was the download complete?") from error
 
     def reader(name):
@@ -91,8 +104,7 @@ def _open_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _open_torch(path: Path) -> dict[str, Tensor]:
     """A PyTorch file: a state dict, or one under "model" or "state_dict"; OpenAI's TorchScript archives too."""
-    torch = _torch()
-    import argparse
+    torch = needed("torch")
 
     try:
         # fairseq keeps its arguments beside the weights: names and numbers, no code.
@@ -100,17 +112,19 @@ def _open_torch(path: Path) -> dict[str, Tensor]:
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"{path} holds more than tensors (a pickle can run any code when it is read), so it is not read: "
-            f"{str(error).splitlines()[0]}. Load it where you trust it and save its state_dict as safetensors"
+            f"{path} is no PyTorch file, or holds more than tensors: then reading it could run any code. If you trust "
+            f"it, load it elsewhere and save its state_dict as safetensors"
         ) from error
     except RuntimeError as error:
         if "TorchScript" not in str(error) and "constants.pkl" not in str(error):
             raise UserError(f"{path} cannot be read by PyTorch: {str(error).splitlines()[0]}") from error
         state = torch.jit.load(path, map_location="cpu").state_dict()
     except (OSError, EOFError, ValueError) as error:
-        raise UserError(f"{path} cannot be read by PyTorch: {error}") from error
+        raise UserError(f"{path} cannot be read by PyTorch: {str(error) or 'it ends too early'}") from error
+    if not isinstance(state, Mapping):
+        raise UserError(f"{path} holds no state dict but a {type(state).__name__}")
     for key in ("model", "state_dict"):
-        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
+        if isinstance(state.get(key), Mapping):
             state = state[key]
     tensors = {name: value for name, value in state.items() if torch.is_tensor(value)}
 
@@ -130,14 +144,6 @@ def _is_zip(path: Path) -> bool:
     """PyTorch maps only its newer, zipped files into memory."""
     with path.open("rb") as file:
         return file.read(2) == b"PK"
-
-
-def _torch():
-    try:
-        import torch
-    except ImportError as error:
-        raise UserError("this needs PyTorch: pip install 'kosmos_jax[torch]'") from error
-    return torch
 
 
 def write_tensors(
@@ -164,7 +170,8 @@ def write_tensors(
       The files.
 
     Raises:
-      ValueError: `read` gave another shape, or a value that the dtype cannot hold.
+      ValueError: `read` gave another shape.
+      UserError: it gave a value that the dtype cannot hold.
     """
     itemsize = DTYPES[dtype].itemsize
     bytes_of = {name: itemsize * math.prod(shape) for name, shape in shapes.items()}
@@ -210,7 +217,7 @@ def _bytes(name: str, array: np.ndarray, shape: tuple[int, ...], dtype: str):
     if array.shape != tuple(shape):
         raise ValueError(f"{name} has shape {array.shape}, {tuple(shape)} was announced")
     if dtype == "float16" and np.abs(array).max(initial=0) > np.finfo(np.float16).max:
-        raise ValueError(f"{name} has values beyond float16's range; choose bfloat16 or float32")
+        raise UserError(f"{name} has values beyond float16's range; choose bfloat16 or float32")
     # A transposed array is a view with other strides; only a contiguous copy has its bytes in order.
     array = np.ascontiguousarray(array.astype(DTYPES[dtype], copy=False))
     return array.reshape(-1).view(np.uint8).data

@@ -14,6 +14,7 @@ from typing import Any
 
 from data_pipeline.tokenizer import TAGS, Tokenizer
 from kosmos_jax.errors import UserError
+from kosmos_jax.interop.packages import needed
 
 WALL, GAP = "\ufdd0", "\ufdd1"  # two of Unicode's noncharacters
 DELETED = "\x01-\x08\x0b\x0e-\x1f\x7f\x8f\x9f"  # by the table: control characters
@@ -40,11 +41,9 @@ def build(tokenizer: Tokenizer, kosmos2: bool):
     Raises:
       UserError: a package is missing, or the SentencePiece model is of another kind.
     """
-    try:
-        from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
-        from tokenizers import Tokenizer as Tokenizers
-    except ImportError as error:
-        raise UserError("tokenizer.json is written by tokenizers: pip install 'kosmos_jax[torch]'") from error
+    needed("tokenizers")
+    from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
+    from tokenizers import Tokenizer as Tokenizers
 
     model = _read(tokenizer.model_bytes)
     pieces = [(piece.piece, piece.score) for piece in model.pieces[3:]]
@@ -80,10 +79,8 @@ def added_tokens(tokenizer: Tokenizer, kosmos2: bool) -> dict[int, dict[str, Any
 
 def _read(model_bytes: bytes):
     """The SentencePiece model as its protocol buffer."""
-    try:
-        from sentencepiece import sentencepiece_model_pb2
-    except ImportError as error:
-        raise UserError("reading a SentencePiece model takes protobuf: pip install 'kosmos_jax[torch]'") from error
+    from sentencepiece import sentencepiece_model_pb2
+
     model = sentencepiece_model_pb2.ModelProto.FromString(model_bytes)
     trainer, normalizer, piece = model.trainer_spec, model.normalizer_spec, model.SentencePiece
     usual = (

@@ -1,8 +1,6 @@
 """`kosmos export --verify`: the exported folder, loaded in PyTorch, gives the numbers of the checkpoint in JAX."""
 
-import importlib
 import importlib.util
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -13,8 +11,9 @@ from PIL import Image
 
 from kosmos_jax import checkpoint
 from kosmos_jax.config import apply_overrides
-from kosmos_jax.errors import UserError
 from kosmos_jax.inference.prompts import Encoded, collate, encode_prompt
+from kosmos_jax.interop.packages import needed
+from kosmos_jax.interop.tensors import read_json
 from kosmos_jax.model import abstract_model, with_parameters
 from kosmos_jax.model.vision import normalize_pixels
 
@@ -60,19 +59,22 @@ def verify(path, to: str, out: Path, dtype: str) -> list[Agreement]:
         kosmos = with_parameters(graph, params)
         return kosmos.logits(kosmos(*batch))
 
-    agreements = []
-    for case, rows in cases(model, restored.tokenizer):
+    named = cases(model, restored.tokenizer)
+    if to == "torchscale":
+        named = named[:1]  # the decoder alone, which knows no padding either
+    # Here all rows are one batch: one program to compile, and the rows beside a row must not matter.
+    batch = collate([row for _, rows in named for row in rows], restored.tokenizer.pad, model.connector.tokens)
+    ours_BTV, real_BT = np.asarray(logits(restored.params, batch)), batch.segments_BT > 0
+    agreements, first = [], 0
+    for case, rows in named:
+        here = slice(first, first + len(rows))
+        first += len(rows)
         images = sum(len(row.images) for row in rows)
-        if images and to == "torchscale":
-            continue
         batch = collate(rows, restored.tokenizer.pad, model.connector.tokens)
         pixels = np.asarray(normalize_pixels(batch.images_NHWC[:images])).transpose(0, 3, 1, 2) if images else None
-        real_BT = batch.segments_BT > 0
-        if to == "torchscale" and not real_BT.all():
-            continue  # its causal decoder knows no padding
-        ours = np.asarray(logits(restored.params, batch))
-        found = theirs(batch.tokens_BT, batch.slots_BT, pixels, batch.segments_BT)
-        agreements.append(agreement(case, ours[real_BT], found[real_BT]))
+        found_BTV = theirs(batch.tokens_BT, batch.slots_BT, pixels, batch.segments_BT)
+        ours, found = ours_BTV[here][real_BT[here]], found_BTV[batch.segments_BT > 0]
+        agreements.append(agreement(case, ours, found))
     return agreements
 
 
@@ -97,9 +99,9 @@ def cases(model, tokenizer) -> list[tuple[str, list[Encoded]]]:
     shades = np.linspace(0, 255, 90 * 60 * 3).reshape(60, 90, 3).astype(np.uint8)
     prompt = [Image.fromarray(shades), "What is this? It is", Image.fromarray(shades[:, ::-1].copy()), "and more."]
     return [
-        ("text", [row(31), row(31)]),
-        ("one image in a row", [row(20, 0), row(20, 7)]),
-        ("several images in a row", [row(24, 0, 5, 24), row(24, 2, 3, 11)]),
+        ("text", [row(31)]),
+        ("one image in a row", [row(20, 7)]),
+        ("several images in a row", [row(24, 0, 5, 24)]),
         ("rows of different lengths", [row(9), row(40, 3), row(3, 0, 0), row(22)]),
         ("a prompt in words", [encode_prompt(prompt, tokenizer, model)]),
     ]
@@ -128,8 +130,8 @@ def report(agreements: list[Agreement], dtype: str) -> tuple[str, bool]:
     lines = [f"{'case':28}{'max |diff|':>12}{'of largest':>12}{'KL, nats':>12}{'same top 1':>12}"]
     for a in agreements:
         lines.append(f"{a.case:28}{a.difference:12.2e}{a.relative:12.2e}{a.divergence:12.2e}{a.top1:12.1%}")
-    worst, limit = max(a.relative for a in agreements), TOLERANCES[dtype]
-    good = worst <= limit
+    worst, limit = np.max([a.relative for a in agreements]), TOLERANCES[dtype]  # NaN if one of them is
+    good = bool(worst <= limit)
     lines.append(
         f"{'equal' if good else 'NOT EQUAL'}: {worst:.2e} of the largest logit, {dtype} may be {limit:.0e} off"
     )
@@ -137,43 +139,44 @@ def report(agreements: list[Agreement], dtype: str) -> tuple[str, bool]:
 
 
 def _torch_from(arrays: dict):
+    """As PyTorch tensors, whole numbers as int64; what is None is left out."""
     import torch
 
-    given = {name: array for name, array in arrays.items() if array is not None}
-    return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in given.items()}
+    tensors = {name: torch.from_numpy(np.ascontiguousarray(x)) for name, x in arrays.items() if x is not None}
+    return {name: tensor if tensor.is_floating_point() else tensor.long() for name, tensor in tensors.items()}
 
 
 def _kosmos2(out: Path) -> Theirs:
-    torch, transformers = _import("torch"), _import("transformers")
+    torch, transformers = needed("torch"), needed("transformers")
     model = transformers.Kosmos2ForConditionalGeneration.from_pretrained(out, dtype=torch.float32).eval()
 
     @torch.inference_mode()
     def logits(tokens, slots, pixels, mask):
-        inputs = _torch_from(dict(input_ids=tokens.astype(np.int64), attention_mask=mask.astype(np.int64)))
+        inputs = _torch_from(dict(input_ids=tokens, attention_mask=mask))
         if pixels is None:  # the whole model refuses to read without an image
             return model.text_model(**inputs).logits.numpy()
-        images = _torch_from(dict(pixel_values=pixels, image_embeds_position_mask=(slots >= 0).astype(np.int64)))
+        images = _torch_from(dict(pixel_values=pixels, image_embeds_position_mask=(slots >= 0)))
         return model(**inputs, **images).logits.numpy()
 
     return logits
 
 
 def _remote_code(out: Path) -> Theirs:
-    torch, transformers = _import("torch"), _import("transformers")
+    torch, transformers = needed("torch"), needed("transformers")
     load = transformers.AutoModelForImageTextToText.from_pretrained
     model = load(out, trust_remote_code=True, dtype=torch.float32).eval()
 
     @torch.inference_mode()
     def logits(tokens, slots, pixels, mask):
-        inputs = dict(input_ids=tokens.astype(np.int64), attention_mask=mask.astype(np.int64))
-        inputs |= dict(image_slots=slots.astype(np.int64), pixel_values=pixels)
+        inputs = dict(input_ids=tokens, attention_mask=mask)
+        inputs |= dict(image_slots=slots, pixel_values=pixels)
         return model(**_torch_from(inputs)).logits.numpy()
 
     return logits
 
 
 def _torch(out: Path) -> Theirs:
-    torch = _import("torch")
+    torch = needed("torch")
     spec = importlib.util.spec_from_file_location("kosmos_torch", out / "kosmos_torch.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -181,25 +184,23 @@ def _torch(out: Path) -> Theirs:
 
     @torch.inference_mode()
     def logits(tokens, slots, pixels, mask):
-        inputs = dict(tokens=tokens.astype(np.int64), slots=slots.astype(np.int64), pixels=pixels)
-        inputs |= dict(attention_mask=mask.astype(np.int64))
+        inputs = dict(tokens=tokens, slots=slots, pixels=pixels)
+        inputs |= dict(attention_mask=mask)
         return model(**_torch_from(inputs)).numpy()
 
     return logits
 
 
 def _torchscale(out: Path) -> Theirs:
-    torch = _import("torch")
-    try:
-        from torchscale.architecture.config import DecoderConfig
-        from torchscale.architecture.decoder import Decoder
-    except ImportError as error:
-        raise UserError(f"--verify needs torchscale, which does not import: {error}") from error
+    torch = needed("torch")
+    needed("torchscale.architecture.decoder", install="--no-deps torchscale==0.3.0")
     from safetensors.torch import load_file
+    from torchscale.architecture.config import DecoderConfig
+    from torchscale.architecture.decoder import Decoder
 
     from kosmos_jax.model.positions import sinusoids
 
-    config = json.loads((out / "config.json").read_text())
+    config = read_json(out / "config.json")
     args = DecoderConfig(**config["decoder"])
     width = args.decoder_embed_dim
 
@@ -218,16 +219,9 @@ def _torchscale(out: Path) -> Theirs:
 
     @torch.inference_mode()
     def logits(tokens, slots, pixels, mask):
-        return model(torch.from_numpy(tokens.astype(np.int64)))[0].numpy()
+        return model(torch.from_numpy(tokens).long())[0].numpy()
 
     return logits
-
-
-def _import(name: str):
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise UserError(f"--verify needs {name}: pip install 'kosmos_jax[torch]'") from error
 
 
 LOADERS = {"hf-kosmos2": _kosmos2, "hf-remote-code": _remote_code, "torch": _torch, "torchscale": _torchscale}

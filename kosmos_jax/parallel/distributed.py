@@ -3,11 +3,13 @@
 import logging
 import os
 import signal
+import sys
+import traceback
 from collections.abc import Mapping
 
 import jax
 
-from kosmos_jax.errors import UserError
+from kosmos_jax.errors import OthersMissing, UserError
 
 log = logging.getLogger(__name__)
 # A process that does not answer for so long is taken for dead, and the others end.
@@ -41,7 +43,8 @@ def start(coordinator: str = "", processes: int = 0, process_id: int = -1) -> No
       process_id: which one this is, with `coordinator`.
 
     Raises:
-      UserError: only some of the three are given, or the others do not come.
+      UserError: only some of the three are given.
+      OthersMissing: the others do not come.
     """
     given = (bool(coordinator), processes > 0, process_id >= 0)
     if any(given) and not all(given):
@@ -66,7 +69,7 @@ def start(coordinator: str = "", processes: int = 0, process_id: int = -1) -> No
     try:
         jax.distributed.initialize(**options, heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
     except (RuntimeError, ValueError) as error:
-        raise UserError(
+        raise OthersMissing(
             f"the processes of this job did not find each other ({found or coordinator}): {error}"
         ) from error
     log.info("process %d of %d (%s)", jax.process_index(), jax.process_count(), found or coordinator)
@@ -89,6 +92,26 @@ def main_process_first(function):
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("main process first")
     return result if jax.process_index() == 0 else function()
+
+
+def leave_at_once(error: Exception) -> None:
+    """With several processes: says what `error` is and ends this one; alone, does nothing.
+
+    An orderly end would wait for the others, who wait for this one in the middle of a step.
+    """
+    if jax.process_count() == 1:
+        return
+    if isinstance(error, jax.errors.JaxRuntimeError):
+        text = (
+            f"{str(error).splitlines()[0]}\nIf another process of the job ended first, its log says why; the same "
+            "command goes on from the newest checkpoint"
+        )
+    elif isinstance(error, UserError):
+        text = str(error)
+    else:
+        text = traceback.format_exc()
+    print(f"kosmos train: error: process {jax.process_index()}: {text}", file=sys.stderr, flush=True)
+    os._exit(getattr(error, "status", 1))
 
 
 class Preemption:

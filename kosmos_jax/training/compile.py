@@ -7,7 +7,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from data_pipeline.mixture import _microbatch_rows, row_counts
+from data_pipeline.mixture import batch_layout
 from data_pipeline.pipeline import DTYPES
 from kosmos_jax.parallel.flags import compiler_options
 from kosmos_jax.parallel.mesh import row_shards
@@ -56,17 +56,10 @@ def make_step(config, mesh) -> Step:
 
 
 def batch_shapes(config, mesh) -> dict[str, jax.ShapeDtypeStruct]:
-    """The arrays of a global batch, as `Mixture.shapes` has them: they follow from the config and the mesh alone.
+    """The arrays of a global batch, as `Mixture.shapes` has them.
 
     Raises:
       UserError: rows cannot be divided over microbatches and devices, or a source gets none.
     """
-    data, image_size, shards = config.data, config.model.vision.image_size, row_shards(mesh)
-    microbatches, names = config.training.microbatches, sorted(data.sources)
-    rows = _microbatch_rows(data.batch_rows, microbatches, shards)
-    counts = row_counts({name: data.sources[name].share for name in names}, rows, microbatches)
-    places = sum(count * data.sources[name].images_per_row for name, count in zip(names, counts, strict=True))
-    images = -(-max(1, places) // shards) * shards
-    shapes = dict.fromkeys(DTYPES, (microbatches, rows, data.seq_len))
-    shapes |= {"row_source": (microbatches, rows), "images": (microbatches, images, image_size, image_size, 3)}
+    shapes = batch_layout(config, row_shards(mesh)).shapes
     return {name: jax.ShapeDtypeStruct(shapes[name], np.dtype(dtype)) for name, dtype in DTYPES.items()}

@@ -4,9 +4,11 @@ import queue
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 
 import jax
 
+from data_pipeline.pipeline import batches
 from kosmos_jax.parallel.sharding import NamedSharding, Shardings
 
 # How many batches wait on the devices.
@@ -95,3 +97,13 @@ class Feed:
     def close(self) -> None:
         self._stop.set()
         self._thread.join(timeout=5)
+
+
+def open_feed(mixture, mesh, first_step: int, last_step: int) -> Feed:
+    """A feed of this process's part of the batches first_step .. last_step - 1."""
+    shardings, shapes = batch_shardings(mesh), mixture.shapes
+    rows = local_range(shardings["tokens"], shapes["tokens"], 1)
+    images = local_range(shardings["images"], shapes["images"], 1)
+    offsets = {name: images.start if name == "images" else rows.start for name in shapes}
+    to_devices = partial(place, shapes=shapes, shardings=shardings, offsets=offsets)
+    return Feed(batches(mixture, first_step, last_step, rows=rows, images=images), to_devices)

@@ -16,11 +16,6 @@ from kosmos_jax.training.state import initial_state
 from tests.training import tiny_run
 
 
-@pytest.fixture(scope="package", autouse=True)
-def _(quick_compilation):
-    pass
-
-
 @pytest.fixture(scope="session")
 def config():
     """A tiny run whose every task asks ten questions."""

@@ -17,11 +17,6 @@ TEXTS = [
 ]
 
 
-@pytest.fixture(scope="package", autouse=True)
-def _(quick_compilation):
-    pass
-
-
 @pytest.fixture(scope="session")
 def tokenizer():
     return Tokenizer.train(TEXTS, vocab_size=44)

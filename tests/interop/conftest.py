@@ -4,7 +4,7 @@ import pytest
 import transformers
 
 from configs import kosmos2
-from data_pipeline.tokenizer import Tokenizer
+from data_pipeline.tokenizer import TAGS, Tokenizer
 from kosmos_jax import checkpoint
 from kosmos_jax.config import apply_overrides
 from kosmos_jax.model import parameters
@@ -13,11 +13,6 @@ from tests.model.tiny import model_config, random_model
 
 # A model that transformers' Kosmos-2 can hold.
 SINUSOIDAL = {"text.positions": "sinusoidal", "connector.layers": 1}
-
-
-@pytest.fixture(scope="package", autouse=True)
-def _(quick_compilation):
-    pass
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -35,13 +30,14 @@ def tokenizer():
 
 @pytest.fixture(scope="session")
 def save_checkpoint(tokenizer, tmp_path_factory):
-    """Function from a seed and changes of the tiny model to the folder of a checkpoint of it."""
+    """Function from a seed, a tokenizer and changes of the tiny model to the folder of a checkpoint of it."""
 
-    def save(seed=0, **changes):
+    def save(seed=0, tokenizer=tokenizer, **changes):
         folder = tmp_path_factory.mktemp("run")
         model = model_config(**{"text.vocab_size": tokenizer.size} | changes)
         tree = kosmos2.get_config().to_dict() | dict(model=model.to_dict())
-        config = apply_overrides(tree, ["data.tokenizer.kosmos2_tags=False", "data.tokenizer.vocab_size=44"])
+        described = dict(kosmos2_tags=len(tokenizer.tags) > len(TAGS), vocab_size=tokenizer.mask - 1)
+        config = apply_overrides(tree, [f"data.tokenizer.{key}={value}" for key, value in described.items()])
         checkpoint.save_weights(folder, parameters(random_model(model, seed)), config, tokenizer)
         return folder
 

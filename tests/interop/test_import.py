@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 from configs import kosmos1
 from kosmos_jax import checkpoint
@@ -18,7 +20,6 @@ from kosmos_jax.errors import UserError
 from kosmos_jax.interop import names
 from kosmos_jax.interop.export import export
 from kosmos_jax.interop.importing import import_weights, vision_parameters
-from kosmos_jax.interop.tensors import open_tensors
 from kosmos_jax.model import abstract_model, parameters, with_parameters
 from kosmos_jax.parallel.mesh import make_mesh
 from kosmos_jax.parallel.sharding import parameter_specs
@@ -70,8 +71,6 @@ def clip_state(model, prefix):
 
 
 def save_clip(folder, model, prefix, extra=()):
-    from safetensors.torch import save_file
-
     model.config.save_pretrained(folder)
     state = clip_state(model, prefix) | {name: torch.ones(2) for name in extra}
     save_file(
@@ -80,18 +79,14 @@ def save_clip(folder, model, prefix, extra=()):
     )
 
 
-@pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
-@pytest.mark.parametrize(
-    "prefix, extra",
-    [
-        ("", ()),
-        (
-            "vision_model.",
-            ("visual_projection.weight", "text_model.x", "logit_scale", "vision_model.embeddings.position_ids"),
-        ),
-    ],
-)
-def test_clip_as_transformers_writes_it(tmp_path, base_config, tokenizer_file, prefix, extra, activation):
+@pytest.mark.parametrize("prefix, activation, extra", [
+    ("", "gelu", ()),
+    (
+        *("vision_model.", "quick_gelu"),
+        ("visual_projection.weight", "text_model.x", "logit_scale", "vision_model.embeddings.position_ids"),
+    ),
+])  # fmt: skip
+def test_clip_as_transformers_writes_it(tmp_path, base_config, tokenizer_file, prefix, activation, extra):
     theirs = clip_vision(3, hidden_act=activation)
     save_clip(tmp_path, theirs, prefix, extra)
     record = import_weights("clip", tmp_path, tmp_path / "out", config=base_config, tokenizer=tokenizer_file)
@@ -133,7 +128,7 @@ def openai_state(model, layers=3):
 @pytest.mark.parametrize(
     "origin, activation", [("openai", "quick_gelu"), ("laion", "gelu"), ("open_clip-quickgelu", "quick_gelu")]
 )
-def test_openai_and_open_clip(tmp_path, base_config, tokenizer_file, origin, activation):
+def test_openai_and_open_clip(tmp_path, origin, activation):
     # Their heads are 64 wide, and nothing in the file says so.
     theirs = clip_vision(5, hidden_size=128, num_attention_heads=2, hidden_act=activation)
     state = openai_state(theirs) | {
@@ -153,19 +148,21 @@ def test_openai_and_open_clip(tmp_path, base_config, tokenizer_file, origin, act
         },
         tmp_path / "x.pt",
     )
-    record = import_weights("clip", tmp_path / "x.pt", tmp_path / "out", config=base_config, tokenizer=tokenizer_file)
-    assert record.config.model.vision.activation == activation
-    pixels = torch.randn(2, 3, 16, 16)
     if origin == "openai":
         theirs = theirs.half().float()
-    ours = features_of(record.config.model, checkpoint.restore(record.directory).params, pixels)
+    # An activation other than the config's is refused.
+    model = model_config(**{"vision.width": 128, "vision.heads": 2, "vision.activation": activation})
+    random = parameters(random_model(model))
+    given = vision_parameters(tmp_path / "x.pt", model, random)
+    pixels = torch.randn(2, 3, 16, 16)
+    ours = features_of(model, random | given, pixels)
     assert np.abs(ours - theirs_of(theirs, pixels)).max() < 1e-5
 
 
-def test_without_a_word_about_the_activation_nothing_is_guessed(tmp_path, base_config, tokenizer_file):
+def test_without_a_word_about_the_activation_nothing_is_guessed(tmp_path):
     torch.save(openai_state(clip_vision(5, hidden_size=128, num_attention_heads=2)), tmp_path / "x.pt")
     with pytest.raises(UserError, match="open_clip_config.json"):
-        import_weights("clip", tmp_path / "x.pt", tmp_path / "out", config=base_config, tokenizer=tokenizer_file)
+        vision_parameters(tmp_path / "x.pt", model_config(), {})
 
 
 def test_init_vision_lands_on_the_mesh_and_reads_only_parts(tmp_path, monkeypatch):
@@ -195,14 +192,17 @@ def test_init_vision_of_another_size_is_refused(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def unilm_file(sinusoidal_run, tmp_path_factory):
+def exported(sinusoidal_run, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("exported") / "out"
+    export(sinusoidal_run, "torch", folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def unilm_file(exported, tmp_path_factory):
     """The names of microsoft/unilm's kosmos-2.pt, as transformers' converter lists them, with our weights."""
     folder = tmp_path_factory.mktemp("unilm")
-    export(sinusoidal_run, "torch", folder / "out")
-    ours = {
-        name: torch.from_numpy(tensor.read((slice(None),) * len(tensor.shape)).copy())
-        for name, tensor in open_tensors(folder / "out").items()
-    }
+    ours = load_file(exported / "model.safetensors")
     patch = ours["vision.patch.weight"]
     ours["vision.patch.weight"] = torch.from_numpy(names.to_convolution(patch.numpy()))
     state = {names.unilm(name): tensor for name, tensor in ours.items()}
@@ -251,47 +251,31 @@ def test_unilm(unilm_file, sinusoidal_run, tmp_path, tokenizer_file):
     assert (text.width, text.layers, text.ffn, text.heads, text.positions) == (32, 3, 64, 1, "sinusoidal")
 
 
-def test_vocabulary_surgery(sinusoidal_run, tokenizer, tokenizer_file, tmp_path):
+def test_vocabulary_surgery(sinusoidal_run, exported, tokenizer, tmp_path):
     """65,037 ids to 64,007 and back, in small: with Kosmos-2's tags there are 1,030 more at the end."""
-    export(sinusoidal_run, "torch", tmp_path / "small")
     more = tokenizer.size + 1030
-    grown = import_weights("torch", tmp_path / "small", tmp_path / "grown", tokenizer=tokenizer_file, vocab_size=more)
+    grown = import_weights("torch", exported, tmp_path / "grown", vocab_size=more)
     before, after = (checkpoint.restore(path).params["embedding"] for path in (sinusoidal_run, grown.directory))
     assert after.shape[0] == more == grown.tokenizer.size and np.array_equal(after[: len(before)], before)
     new = np.asarray(after[len(before) :])
     assert abs(new.mean()) < 0.01 and new.std() == pytest.approx(new.shape[1] ** -0.5, rel=0.05)
 
     export(tmp_path / "grown", "torch", tmp_path / "large")
-    export_again = import_weights(
-        "torch", tmp_path / "large", tmp_path / "cut", tokenizer=tokenizer_file, vocab_size=tokenizer.size
-    )
-    assert np.array_equal(checkpoint.restore(export_again.directory).params["embedding"], before)
+    cut = import_weights("torch", tmp_path / "large", tmp_path / "cut", vocab_size=tokenizer.size)
+    assert np.array_equal(checkpoint.restore(cut.directory).params["embedding"], before)
 
     with pytest.raises(UserError, match=f"{tokenizer.size} ids, or {more}"):
-        import_weights("torch", tmp_path / "small", tmp_path / "no", tokenizer=tokenizer_file, vocab_size=99)
+        import_weights("torch", exported, tmp_path / "no", vocab_size=99)
 
 
-def test_what_does_not_fit_is_listed_by_name_and_nothing_is_written(sinusoidal_run, tokenizer_file, tmp_path, capsys):
-    from safetensors.torch import load_file, save_file
-
-    export(sinusoidal_run, "torch", tmp_path / "out")
-    state = load_file(tmp_path / "out/model.safetensors")
+def test_what_does_not_fit_is_listed_by_name_and_nothing_is_written(exported, tmp_path, capsys):
+    folder = shutil.copytree(exported, tmp_path / "out")
+    state = load_file(folder / "model.safetensors")
     del state["decoder.layers.1.fc2.bias"]
     state["decoder.extra"] = torch.ones(2)
     state["connector.dense.weight"] = torch.ones(3, 5)
-    save_file(state, tmp_path / "out/model.safetensors")
-    words = [
-        "import",
-        "--from",
-        "torch",
-        "--source",
-        f"{tmp_path}/out",
-        "--out",
-        f"{tmp_path}/back",
-        "--tokenizer",
-        str(tokenizer_file),
-    ]
-    assert main(words) == 2
+    save_file(state, folder / "model.safetensors")
+    assert main(["import", "--from", "torch", "--source", str(folder), "--out", f"{tmp_path}/back"]) == 2
     said = capsys.readouterr().err
     for word in (
         "1 missing",
@@ -304,14 +288,43 @@ def test_what_does_not_fit_is_listed_by_name_and_nothing_is_written(sinusoidal_r
     assert not (tmp_path / "back").exists()
 
 
-def test_the_result_generates_and_trains_from(sinusoidal_run, tokenizer_file, tmp_path):
+@pytest.mark.parametrize("kind, spoil, message", [
+    ("hf-remote-code", {}, "config.json has no text"),
+    ("hf-kosmos2", {}, "config.json has no model_type"),
+    ("unilm", {}, "no gpt_model.decoder.embed_tokens.weight"),
+    ("clip", {}, "no vision tower"),
+    ("torch", {"config.json": b"[]"}, "config.json has no model.text"),
+    ("torch", {"config.json": None}, "config.json cannot be read: No such file"),
+    ("torch", {"heads": 7}, "model.text.heads is 7, which does not divide width 32"),
+    ("torch", {"rope": "yes"}, "model.text.rope is no key"),
+    ("torch", {"vocab_size": 400}, r"embedding.weight \[51, 32\], the model has \[400, 32\]"),
+    ("torch", {"sentencepiece.bpe.model": b"{}"}, "no SentencePiece model"),
+    ("torch", {"sentencepiece.bpe.model": None}, "--tokenizer FILE"),
+])  # fmt: skip
+def test_a_folder_that_is_not_what_it_should_be_is_told(exported, tmp_path, kind, spoil, message):
+    folder = shutil.copytree(exported, tmp_path / "in")
+    for name, value in spoil.items():
+        file = folder / name
+        if not file.exists():
+            config = json.loads((folder / "config.json").read_text())
+            config["model"]["text"][name] = value
+            (folder / "config.json").write_text(json.dumps(config))
+        elif value is None:
+            file.unlink()
+        else:
+            file.write_bytes(value)
+    with pytest.raises(UserError, match=message):
+        import_weights(kind, folder, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+def test_the_result_generates_and_trains_from(sinusoidal_run, exported, tmp_path):
     """`generate` takes an import as it is; `train` starts from it by config.init.checkpoint."""
     from kosmos_jax.training.optimizer import make_optimizer
+    from kosmos_jax.training.start import given_parameters
     from kosmos_jax.training.state import state_shardings
-    from kosmos_jax.training.trainer import given_parameters
 
-    export(sinusoidal_run, "torch", tmp_path / "out")
-    import_weights("torch", tmp_path / "out", tmp_path / "back", tokenizer=tokenizer_file)
+    import_weights("torch", exported, tmp_path / "back")
     assert main(["generate", "--checkpoint", f"{tmp_path}/back", "--prompt", "The digit", "--max-new-tokens", "3"]) == 0
 
     config = apply_overrides(

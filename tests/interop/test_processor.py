@@ -258,7 +258,7 @@ def test_kosmos2_processor_gives_our_pixels(kosmos2_processor, size, mode):
     expected = squash(image.convert("RGB"), 56).transpose(2, 0, 1)
     bare = kosmos2_processor.image_processor(image, do_rescale=False, do_normalize=False, return_tensors="np")
     np.testing.assert_array_equal(bare["pixel_values"][0], expected)
-    mean, std = (np.array(numbers)[:, None, None] for numbers in (processor.CLIP_MEAN, processor.CLIP_STD))
+    mean, std = (np.array(numbers)[:, None, None] for numbers in (processor.PIXEL_MEAN, processor.PIXEL_STD))
     found = kosmos2_processor.image_processor(image, return_tensors="np")["pixel_values"][0]
     np.testing.assert_allclose(found, (expected / 255 - mean) / std, atol=1e-6)
 

@@ -18,14 +18,7 @@ from tests.model.tiny import model_config, quick_logits_of, random_model
 TOLERANCE = 1e-5
 MODELS = {
     "xPos, xconnector": {},
-    "xPos, perceiver, exact gelu": {
-        "connector.kind": "perceiver",
-        "vision.activation": "gelu",
-        "vision.top_layers": 0,
-    },
     "sinusoidal, xconnector, exact gelu": {"text.positions": "sinusoidal", "vision.activation": "gelu"},
-    "sinusoidal, perceiver": {"text.positions": "sinusoidal", "connector.kind": "perceiver", "vision.top_layers": 3},
-    "both, xconnector": {"text.positions": "both", "text.width": 48, "text.heads": 2, "connector.heads": 3},
     "both, perceiver": {
         "text.positions": "both",
         "connector.kind": "perceiver",

@@ -12,7 +12,7 @@ from kosmos_jax.model import abstract_model, parameters
 from kosmos_jax.training.optimizer import learning_rate, make_optimizer
 from kosmos_jax.training.state import initial_state, replace_parameters
 from kosmos_jax.training.step import make_train_step
-from tests.interop.torch_side import state_dict, torch_model
+from tests.interop.torch_side import kosmos_torch, state_dict, torch_model
 from tests.model.tiny import random_model
 from tests.training.conftest import random_batch, tiny_config
 
@@ -49,8 +49,6 @@ def kosmos2_model(config, params):
 def logits_of(model, batch, packed):
     """Logits of our PyTorch module, or of transformers'."""
     ids = {name: torch.from_numpy(np.array(array[0])).long() for name, array in batch.items() if name != "images"}
-    from tests.interop.torch_side import kosmos_torch
-
     pixels = kosmos_torch.normalize(torch.from_numpy(batch["images"][0]))
     if not packed:
         image = dict(pixel_values=pixels, image_embeds_position_mask=(ids["slots"] >= 0).long())
@@ -58,11 +56,13 @@ def logits_of(model, batch, packed):
     return model(ids["tokens"], ids["slots"], pixels, position_ids=ids["positions"], segment_ids=ids["segment_ids"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packed, changes", [
     (True, {"model.connector.kind": "perceiver"}),
     (False, {"model.text.positions": "sinusoidal"}),
 ])  # fmt: skip
 def test_ten_updates(packed, changes):
+    """Packed rows in our own module; rows of one document in transformers'."""
     config = tiny_config(**changes)
     params = parameters(random_model(config.model))
     step, state = in_jax(config, params)

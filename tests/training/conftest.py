@@ -18,7 +18,7 @@ def tiny_config(**overrides):
                 scan_unroll=1,
                 text=dict(
                     vocab_size=64, width=32, layers=2, heads=4, ffn=64, max_positions=64, positions="xpos",
-                    dropout=0.0, attention_dropout=0.0, init="torchscale",
+                    dropout=0.0, attention="auto", attention_dropout=0.0, init="torchscale",
                 ),
                 vision=dict(
                     image_size=IMAGE, patch_size=8, width=16, layers=2, heads=2, ffn=32, activation="quick_gelu",
