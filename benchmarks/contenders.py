@@ -29,7 +29,7 @@ def our_config(shape: Shape):
 
     config = kosmos1.get_config().model
     config.update(dtype=shape.dtype, remat=shape.remat, scan_unroll=shape.unroll)
-    config.text.update(vocab_size=shape.vocab, positions="sinusoidal", **shape.text)
+    config.text.update(vocab_size=shape.vocab, positions="sinusoidal", attention_dropout=0.1, **shape.text)
     config.vision.update(image_size=IMAGE, patch_size=14, **shape.vision)
     config.connector.update(tokens=Q, heads=shape.text["heads"])
     return apply_overrides(config, [])

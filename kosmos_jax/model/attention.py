@@ -51,6 +51,22 @@ def attend(q_BTHK, k_BSHK, v_BSHK, mask_BTS=None, *, dropout_rate=0.0, key=None)
     return jnp.einsum("bhts,bshk->bthk", weights, v_BSHK)
 
 
+def packed_attention(q_BTHK, k_BTHK, v_BTHK, segments_BT, positions_BT, *, dropout_rate=0.0, key=None):
+    """Causal attention of packed rows, each document by itself: the reference for kosmos_jax.parallel.attention.
+
+    Args:
+      q_BTHK, k_BTHK, v_BTHK: float[B, T, H, K].
+      segments_BT: int32[B, T], which document a token belongs to; 0 is padding.
+      positions_BT: int32[B, T], growing within a document, whose tokens stand side by side.
+      dropout_rate, key: as in `attend`.
+
+    Returns:
+      float[B, T, H, K].
+    """
+    mask_BTS = causal_mask(segments_BT, segments_BT, positions_BT, positions_BT)
+    return attend(q_BTHK, k_BTHK, v_BTHK, mask_BTS, dropout_rate=dropout_rate, key=key)
+
+
 class Attention(nnx.Module):
     """Multi-head attention with biases; `inner_norm` is sub-LN's LayerNorm between the heads and the output."""
 

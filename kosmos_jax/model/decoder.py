@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from kosmos_jax.model.attention import Attention, attend, causal_mask
+from kosmos_jax.model.attention import Attention, attend, causal_mask, packed_attention
 from kosmos_jax.model.layers import (
     dropout,
     gelu,
@@ -80,10 +80,11 @@ class DecoderLayer(nnx.Module):
 class Decoder(nnx.Module):
     """A stack of sub-LN layers and a final LayerNorm; embeddings and the output head belong to `Kosmos`."""
 
-    def __init__(self, config, rngs, dtype, constrain=unpinned):
+    def __init__(self, config, rngs, dtype, constrain=unpinned, attention=packed_attention):
         self.config = config
         self.dtype = dtype
         self.constrain = constrain
+        self.attention = attention
         self.layers = stack(lambda rngs: DecoderLayer(config, rngs, dtype), config.layers, rngs)
         self.final_norm = layer_norm(config.width, rngs, dtype)
 
@@ -106,13 +107,14 @@ class Decoder(nnx.Module):
           float[B, T, D], after the final LayerNorm.
         """
         config = self.config
-        mask_BTS = causal_mask(segments_BT, segments_BT, positions_BT, positions_BT)
 
         def call(layer, x_BTD, key):
             weights_key, attention_key, ffn_key = split_key(key, 3)
             q, k, v = self.rotated(layer, x_BTD, positions_BT)
-            heads = attend(q, k, v, mask_BTS, dropout_rate=config.attention_dropout, key=weights_key)
-            x_BTD = x_BTD + dropout(layer.attention.output(heads), config.dropout, attention_key)
+            heads_BTHK = self.attention(
+                q, k, v, segments_BT, positions_BT, dropout_rate=config.attention_dropout, key=weights_key
+            )
+            x_BTD = x_BTD + dropout(layer.attention.output(heads_BTHK), config.dropout, attention_key)
             x_BTD = x_BTD + dropout(layer.feed_forward(x_BTD), config.dropout, ffn_key)
             return self.constrain(x_BTD, "act_btd")
 

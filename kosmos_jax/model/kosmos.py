@@ -8,6 +8,7 @@ from einops import rearrange
 from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from kosmos_jax.model.attention import packed_attention
 from kosmos_jax.model.connector import CONNECTORS
 from kosmos_jax.model.decoder import Decoder
 from kosmos_jax.model.layers import dropout, split_key, unpinned
@@ -56,20 +57,21 @@ class Kosmos(nnx.Module):
     """The model of `config.model`; parameters in float32, arithmetic in `config.dtype`.
 
     `constrain(x, name)` pins the sharding of an activation: "act_btd" for the decoder's stream, "images_nqd" for image
-    vectors. The default does nothing; kosmos_jax.parallel.sharding makes one for a mesh.
+    vectors. The default does nothing; kosmos_jax.parallel.sharding makes one for a mesh, and
+    kosmos_jax.parallel.attention an `attention` for its devices.
     """
 
-    def __init__(self, config, rngs: nnx.Rngs, constrain=unpinned):
+    def __init__(self, config, rngs: nnx.Rngs, constrain=unpinned, attention=packed_attention):
         text, dtype = config.text, compute_dtype(config.dtype)
         self.config = config
         self.dtype = dtype
         self.constrain = constrain
         table_VD = jax.random.normal(rngs.params(), (text.vocab_size, text.width)) * text.width**-0.5
         self.embedding = nnx.Param(table_VD.at[PAD].set(0.0))
-        self.vision = Vision(config.vision, rngs, dtype)
+        self.vision = Vision(config.vision, rngs, dtype, constrain)
         make_connector = CONNECTORS[config.connector.kind]
         self.connector = make_connector(config.connector, config.vision.width, text.width, rngs, dtype)
-        self.decoder = Decoder(text, rngs, dtype, constrain)
+        self.decoder = Decoder(text, rngs, dtype, constrain, attention)
 
     def encode_images(self, images_NHWC, *, key=None):
         """uint8 (or normalised float) [N, H, W, 3] -> float[N, Q, D], as the decoder's stream wants them."""

@@ -4,6 +4,8 @@ Flax and PyTorch disagree on LayerNorm's epsilon (1e-6, 1e-5), on GELU (tanh app
 layer is initialised. The released code of the Kosmos family is PyTorch, so PyTorch's choice is the default here.
 """
 
+from dataclasses import dataclass
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -61,9 +63,21 @@ def dropout(x, rate: float, key):
     return jnp.where(octets < kept, x * (256 / kept), 0.0).astype(x.dtype)
 
 
-def unpinned(x, name: str):
-    """The `constrain` of a model that lives on one device: leaves every activation where it is."""
-    return x
+@dataclass(frozen=True)
+class Unpinned:
+    """The `constrain` of a model that lives on one device: leaves every activation where it is.
+
+    Attributes:
+      splits: how many ways the rows of a batch are split, and the tokens of a row.
+    """
+
+    splits: tuple[int, int] = (1, 1)
+
+    def __call__(self, x, name: str):
+        return x
+
+
+unpinned = Unpinned()
 
 
 def split_key(key, count: int):

@@ -6,7 +6,7 @@ from einops import rearrange
 from flax import nnx
 
 from kosmos_jax.model.attention import Attention
-from kosmos_jax.model.layers import gelu, layer_norm, linear, quick_gelu, scan_layers, stack
+from kosmos_jax.model.layers import gelu, layer_norm, linear, quick_gelu, scan_layers, stack, unpinned
 
 ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": gelu}
 # Means and deviations of CLIP's training images, per colour channel, on a scale of 0 to 1.
@@ -52,8 +52,9 @@ class Vision(nnx.Module):
     a rule for frozen parameters sees a whole stack or nothing of it.
     """
 
-    def __init__(self, config, rngs, dtype):
+    def __init__(self, config, rngs, dtype, constrain=unpinned):
         self.config = config
+        self.constrain = constrain
         normal = jax.nn.initializers.normal
         patches = (config.image_size // config.patch_size) ** 2
         self.class_token = nnx.Param(normal(config.width**-0.5)(rngs.params(), (config.width,)))
@@ -83,12 +84,13 @@ class Vision(nnx.Module):
         x_NPd = self.patch(rearrange(pixels_NHWC, "n (h p) (w q) c -> n (h w) (p q c)", p=patch, q=patch))
         class_Nd = jnp.broadcast_to(self.class_token[...].astype(x_NPd.dtype), (x_NPd.shape[0], 1, x_NPd.shape[2]))
         x_NPd = jnp.concatenate([class_Nd, x_NPd], axis=1) + self.positions[...].astype(x_NPd.dtype)
-        x_NPd = self.ln_pre(x_NPd)
+        x_NPd = self.constrain(self.ln_pre(x_NPd), "images_nqd")
         activation = ACTIVATIONS[self.config.activation]
 
         def call(layer, x_NPd, _):
             x_NPd = x_NPd + layer.attention(layer.norm1(x_NPd))
-            return x_NPd + layer.fc2(activation(layer.fc1(layer.norm2(x_NPd))))
+            x_NPd = x_NPd + layer.fc2(activation(layer.fc1(layer.norm2(x_NPd))))
+            return self.constrain(x_NPd, "images_nqd")
 
         for stacked in (self.trunk, self.top):
             if stacked is not None:

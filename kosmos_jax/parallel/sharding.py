@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from kosmos_jax.errors import UserError
 from kosmos_jax.model.layers import unpinned
-from kosmos_jax.parallel.mesh import ROWS
+from kosmos_jax.parallel.mesh import ROWS, row_shards
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,12 @@ class Shardings:
     whole: P = P()
     # Activations and batches. A is the axis of gradient accumulation.
     act_btd: P = P(ROWS, "context", None)
+    heads_bthk: P = P(ROWS, "context", "tensor", None)
+    keys_bthk: P = P(ROWS, None, "tensor", None)
     images_nqd: P = P(ROWS, None, None)
+    # The output head: the table whole but for its vocabulary, and the gradients of it that each device has by itself.
+    head_vd: P = P("tensor", None)
+    partial_rvd: P = P((*ROWS, "context"), "tensor", None)
     rows_ab: P = P(None, ROWS)
     rows_abt: P = P(None, ROWS, "context")
     images_anhwc: P = P(None, ROWS)
@@ -116,15 +121,23 @@ def assert_sharded(tree, shardings, mesh, tolerance=0.02):
         )
 
 
-def constrain_with(mesh, shardings=None):
-    """A function for the model to pin an activation's sharding by name, e.g. constrain(x_BTD, "act_btd")."""
-    shardings = shardings or Shardings()
-    if mesh.size == 1:
-        return unpinned
+@dataclass(frozen=True)
+class Pinned:
+    """The `constrain` of a model on a mesh: pins an activation's sharding by name, e.g. constrain(x_BTD, "act_btd")."""
 
-    def constrain(x, name):
-        return jax.lax.with_sharding_constraint(
-            x, NamedSharding(mesh, fitting(getattr(shardings, name), x.shape, mesh))
-        )
+    mesh: jax.sharding.Mesh
+    shardings: Shardings = Shardings()
 
-    return constrain
+    @property
+    def splits(self) -> tuple[int, int]:
+        """How many ways the rows of a batch are split, and the tokens of a row."""
+        return row_shards(self.mesh), self.mesh.shape["context"]
+
+    def __call__(self, x, name: str):
+        spec = fitting(getattr(self.shardings, name), x.shape, self.mesh)
+        return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec))
+
+
+def constrain_with(mesh):
+    """What pins a model's activations to a mesh; one device needs nothing pinned."""
+    return unpinned if mesh.size == 1 else Pinned(mesh)

@@ -16,10 +16,15 @@ def plan(args) -> int:
     from kosmos_jax.planning.fit import fit
     from kosmos_jax.planning.isolated import isolated_plan
     from kosmos_jax.planning.report import report
+    from kosmos_jax.planning.rules import plan_by_rule
 
-    made = fit(config, topology, args.mesh) if args.fit else isolated_plan(config, topology, args.mesh)
+    by_rule = args.mesh == "auto"
+    if args.fit:
+        made = fit(config, topology, None if by_rule else args.mesh)
+    else:
+        made = plan_by_rule(config, topology) if by_rule else isolated_plan(config, topology, args.mesh)
     print(report(made))
-    if args.fit and made.fits:
+    if made.fits and (args.fit or by_rule):
         print("\nto run it so:\n  " + " ".join(overrides(made)))
     if args.json:
         Path(args.json).write_text(json.dumps(made.as_dict(), indent=2) + "\n")

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from kosmos_jax.errors import UserError
-from kosmos_jax.parallel.mesh import AXES, PRESETS, preset
+from kosmos_jax.parallel.mesh import PRESETS, preset
 from kosmos_jax.parallel.topology import Topology
 from kosmos_jax.planning.isolated import isolated_plan
 from kosmos_jax.planning.plan import Plan
@@ -16,9 +16,14 @@ REMATS = ("none", "dots", "full")
 
 
 class Candidate(NamedTuple):
-    mesh: str | None
+    mesh: str
     microbatches: int
     remat: str
+
+    @property
+    def changes(self) -> dict:
+        """Of the config, as `isolated_plan` takes them."""
+        return dict(training__microbatches=self.microbatches, model__remat=self.remat)
 
 
 def fit(config, topology: Topology, mesh_name: str | None = None) -> Plan:
@@ -64,15 +69,9 @@ def meshes(topology: Topology) -> list[str]:
     return [name for name in PRESETS if name in different.values()]
 
 
-def microbatch_counts(config, topology: Topology, mesh_name: str | None) -> Iterator[int]:
+def microbatch_counts(config, topology: Topology, mesh_name: str) -> Iterator[int]:
     """Numbers of microbatches that divide the rows of each device, doubling at least from one to the next."""
-    sizes = preset(mesh_name, topology.domain, topology.domains) if mesh_name else dict(config.mesh)
-    known = [sizes[axis] for axis in AXES]
-    if -1 in known:
-        left = topology.devices
-        for size in known:
-            left //= size if size != -1 else 1
-        sizes = {axis: left if size == -1 else size for axis, size in sizes.items()}
+    sizes = preset(mesh_name, topology.domain, topology.domains)
     rows, rest = divmod(config.data.batch_rows, sizes["data"] * sizes["fsdp"])
     last = 0
     for count in range(1, rows + 1) if rest == 0 else ():
@@ -82,9 +81,8 @@ def microbatch_counts(config, topology: Topology, mesh_name: str | None) -> Iter
 
 
 def _try(config, topology, candidate: Candidate) -> Plan | None:
-    changes = dict(training__microbatches=candidate.microbatches, model__remat=candidate.remat)
     try:
-        plan = isolated_plan(config, topology, candidate.mesh, **changes)
+        plan = isolated_plan(config, topology, candidate.mesh, **candidate.changes)
     except UserError as error:
         log.info("%s: %s", _words(candidate), error)
         return None
@@ -95,5 +93,4 @@ def _try(config, topology, candidate: Candidate) -> Plan | None:
 
 
 def _words(candidate: Candidate) -> str:
-    mesh = f"mesh {candidate.mesh}" if candidate.mesh else "the config's mesh"
-    return f"{mesh}, remat {candidate.remat}, {candidate.microbatches} microbatches"
+    return f"mesh {candidate.mesh}, remat {candidate.remat}, {candidate.microbatches} microbatches"

@@ -196,7 +196,7 @@ def parse(text: str) -> Program:
             if head:
                 current = computations[head[2]] = {}
                 entry = head[2] if head[1] else entry
-        elif line.startswith("}"):
+        elif line == "}":  # a kernel's configuration may have lines that only start with it
             current = None
         else:
             instruction = _instruction(line)

@@ -7,7 +7,6 @@ import jax
 
 from kosmos_jax.training.feed import DEPTH
 
-GIB = 2**30
 _UNITS = {"B": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 

@@ -1,9 +1,10 @@
 """A plan in words."""
 
+from kosmos_jax.parallel.hardware import GIB
 from kosmos_jax.planning.advice import advice
 from kosmos_jax.planning.plan import Plan
 
-GIB, TERA = 2**30, 1e12
+TERA = 1e12
 
 
 def report(plan: Plan) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from kosmos_jax.config import apply_overrides, load_config
 from kosmos_jax.errors import UserError
+from kosmos_jax.parallel.hardware import GIB
 from kosmos_jax.parallel.topology import Topology, parse
 
 SIZES = ("0.4b", "1.6b", "7b", "30b")
@@ -28,10 +29,9 @@ HARDWARE = (
     ("h200:1x8", 1),
 )
 PAPER_ROWS, PAPER_STEPS, DAY = 576, 300_000, 86_400
-GIB = 2**30
 COLUMNS = (
     "model", "hardware", "mesh", "remat", "microbatches", "rows", "GiB a device", "a step takes at least, s",
-    "bound by", "MFU at most", "300k steps at least, days", "compiled in, s",
+    "bound by", "MFU at most", "300k steps at least, days", "chip-hours", "compiled in, s",
 )  # fmt: skip
 
 
@@ -61,10 +61,11 @@ def _row(size: str, cell: dict) -> list[str]:
     settings, seconds = cell["settings"], cell.get("step_seconds_at_least")
     mesh = " ".join(f"{axis}={n}" for axis, n in cell["mesh"].items() if n > 1) or "one device"
     used = f"{cell['used'] / GIB:.1f} of {cell['limit'] / GIB:.1f}" + ("" if cell["fits"] else ", does not fit")
-    speed = ["", "", "", ""]
+    speed = [""] * 5
     if seconds:
-        days = f"{seconds * PAPER_STEPS / DAY:.1f}"
-        speed = [f"{seconds:.2f}", cell["binding"], f"{cell['mfu']:.0%}", days]
+        days = seconds * PAPER_STEPS / DAY
+        speed = [f"{seconds:.2f}", cell["binding"], f"{cell['mfu']:.0%}", f"{days:.1f}"]
+        speed.append(f"{24 * days * cell['chips']:,.0f}")
     plain = [settings["remat"], str(settings["microbatches"]), str(settings["rows"])]
     return [size, cell["topology"], mesh, *plain, used, *speed, f"{cell['compile_seconds']:.0f}"]
 
@@ -96,12 +97,12 @@ def _hardware(text: str) -> tuple[str, int]:
 
 
 def _cell(size: str, topology: Topology) -> dict:
-    from kosmos_jax.planning.fit import fit
+    from kosmos_jax.planning.rules import plan_by_rule
 
     config = load_config(f"configs/kosmos1_sizes.py:{size}")
     config = apply_overrides(config, [f"data.batch_rows={rows_for(topology.devices)}"])
     try:
-        return fit(config, topology).as_dict()
+        return plan_by_rule(config, topology).as_dict()
     except UserError as error:
         return {"topology": str(topology), "error": str(error)}
 
@@ -109,9 +110,13 @@ def _cell(size: str, topology: Topology) -> dict:
 def _document(cells: dict[str, dict]) -> str:
     return f"""# Plans
 
-What `kosmos plan --fit` finds for each size of configs/kosmos1_sizes.py: the real training step, compiled for hardware
-that was not there. Times are lower bounds from the makers' figures, not measurements. Rows are the paper's 576, taken
-to a multiple of the devices. Made by `python -m kosmos_jax.planning.table`; all figures are in plans.json.
+What `kosmos plan --mesh auto` says for sizes of configs/kosmos1_sizes.py: the real training step, compiled for hardware
+that was not there. Times are projections from the makers' figures, and the least possible, not measurements; a run that
+reaches two thirds of the MFU takes half as long again. Chip-hours are for the paper's 300,000 steps: times your price,
+they are the cost. Rows are the paper's 576, taken to a multiple of the devices.
+
+Made by `python -m kosmos_jax.planning.table`, which needs `kosmos_jax[tpu]` and `kosmos_jax[cuda]`; all figures are in
+plans.json.
 
 {markdown(cells)}"""
 

@@ -14,12 +14,19 @@ FREE = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional", "call", "after-all",
     "partition-id", "replica-id", "iota", "opt-barrier", "domain", "async-start", "async-update",
 }  # fmt: skip
+# Kernels of kosmos_jax.parallel.attention by their names in the program, and the matrix products that each does for a
+# head: scores and output; backward scores, their gradient, and those of values, keys or queries.
+ATTENTION = {
+    "splash_mha_fwd": 2, "splash_mha_dkv": 4, "splash_mha_dq": 3,
+    "mha_forward": 2, "mha_preprocess_backward": 0, "mha_backward": 7,
+}  # fmt: skip
 
 
 def flops(program: Program) -> float:
     """Of the matrix products, which are all that counts; what is computed again for the backward pass included.
 
-    A kernel (Pallas, cuDNN) counts what its own estimate in the program says, see `opaque_kernels`.
+    An attention kernel counts half a product's work for each of its products, because of the causal mask; any other
+    kernel what its own estimate in the program says, see `opaque_kernels`.
     """
     return sum(times * _computation_flops(program, name) for name, times in program.runs.items())
 
@@ -44,14 +51,30 @@ def opaque_kernels(program: Program) -> set[str]:
         _target(i)
         for name in program.runs
         for i in program.computations[name].values()
-        if i.opcode == "custom-call" and _is_kernel(i) and _estimate(i, "flops") is None
+        if i.opcode == "custom-call" and _is_kernel(i) and not _attention_kernel(i) and _estimate(i, "flops") is None
     }
 
 
 def kernels(program: Program) -> set[str]:
-    """Names of all hand-written kernels in the program: "tpu_custom_call", "__cudnn$fmhaSoftmax", ..."""
+    """Names of all hand-written kernels in the program: "splash_mha_fwd", "__cudnn$fmhaSoftmax", ..."""
     found = (i for name in program.runs for i in program.computations[name].values() if i.opcode == "custom-call")
-    return {_target(i) for i in found if _is_kernel(i)}
+    return {_attention_kernel(i) or _target(i) for i in found if _is_kernel(i)}
+
+
+def _attention_kernel(call: Instruction) -> str:
+    """Which of `ATTENTION` it is, or "": TPU programs call the instruction so, GPU programs say it inside."""
+    return next((name for name in ATTENTION if call.name.startswith(name) or f'"{name}"' in call.attributes), "")
+
+
+def _attention_flops(call: Instruction, computation: Computation, products: int) -> float:
+    """Queries and keys are the first two arrays of numbers that are not whole: [..., T, K] on TPU, [B, T, H, K] on GPU.
+
+    A call for one part of a longer row (context sharding) counts the mean over all parts.
+    """
+    arrays = [array for name in call.operands for array in computation[name].arrays]
+    q, k = [array for array in arrays if array.dtype in ("bf16", "f16", "f32") and len(array.dims) > 2][:2]
+    length = k.dims[-2] if call.name.startswith("splash") else k.dims[1]
+    return 2.0 * products * q.elements * length / 2
 
 
 def _target(call: Instruction) -> str:
@@ -77,6 +100,8 @@ def _custom_call(call: Instruction, computation: Computation) -> float:
             return 0.0
         lhs = computation[call.operands[0]].arrays[0]
         return 2.0 * call.arrays[0].elements * math.prod(lhs.dims[int(d)] for d in re.findall(r"\d+", contracted[1]))
+    if kernel := _attention_kernel(call):
+        return _attention_flops(call, computation, ATTENTION[kernel])
     return _estimate(call, "flops") or 0.0
 
 

@@ -4,19 +4,12 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 
 from kosmos_jax.model.layers import unpinned
 
-
-def _chunks(x_BTx, size: int):
-    """[B, T, ...] -> [T / size, B, size, ...]; rows stay whole, so a sharding over B is kept."""
-    rows, length = x_BTx.shape[:2]
-    return jnp.swapaxes(x_BTx.reshape(rows, length // size, size, *x_BTx.shape[2:]), 0, 1)
-
-
-def _joined(x_CBtx):
-    count, rows, size = x_CBtx.shape[:3]
-    return jnp.swapaxes(x_CBtx, 0, 1).reshape(rows, count * size, *x_CBtx.shape[3:])
+# The vocabulary is filled up to a multiple of this, so that any mesh can split it; KOSMOS-1's 64,007 ids are odd.
+VOCABULARY_MULTIPLE = 128
 
 
 def chunk_length(tokens: int, wanted: int) -> int:
@@ -25,9 +18,37 @@ def chunk_length(tokens: int, wanted: int) -> int:
     return next(size for size in range(wanted, 0, -1) if tokens % size == 0)
 
 
-def _scores(hidden_BtD, table_VD, targets_Bt):
+class _Chunks:
+    """Cuts [B, T, ...] into [chunks, B, t, ...] for a loop. Every device has its part of each chunk.
+
+    With the tokens of a row split over two devices, a row of eight tokens in chunks of four:
+
+        device  0 0 0 0 1 1 1 1
+        chunk   0 0 1 1 0 0 1 1
+    """
+
+    def __init__(self, tokens: int, wanted: int, parts: int):
+        parts = parts if tokens % parts == 0 else 1
+        each = chunk_length(tokens // parts, max(wanted // parts, min(wanted, 1)))
+        self.parts, self._sizes = parts, dict(p=parts, t=each)
+
+    def cut(self, x_BTx):
+        return rearrange(x_BTx, "b (p c t) ... -> c b (p t) ...", **self._sizes)
+
+    def joined(self, x_CBtx):
+        return rearrange(x_CBtx, "c b (p t) ... -> b (p c t) ...", **self._sizes)
+
+
+def _head(table_VD, dtype, constrain):
+    """The table as the products take it: in their dtype, filled up with zeros, gathered once for all chunks."""
+    fill = -table_VD.shape[0] % VOCABULARY_MULTIPLE
+    return constrain(jnp.pad(table_VD.astype(dtype), ((0, fill), (0, 0))), "head_vd")
+
+
+def _scores(hidden_BtD, head_VD, targets_Bt, vocabulary: int):
     """Scores, their log-sum-exp and the negative log-likelihood of the targets (0 where there is none)."""
-    scores_BtV = jnp.einsum("btd,vd->btv", hidden_BtD, table_VD, preferred_element_type=jnp.float32)
+    scores_BtV = jnp.einsum("btd,vd->btv", hidden_BtD, head_VD, preferred_element_type=jnp.float32)
+    scores_BtV = jnp.where(jnp.arange(head_VD.shape[0]) < vocabulary, scores_BtV, -jnp.inf)
     lse_Bt = jax.nn.logsumexp(scores_BtV, axis=-1)
     picked_Bt = jnp.take_along_axis(scores_BtV, jnp.maximum(targets_Bt, 0)[..., None], axis=-1)[..., 0]
     return scores_BtV, lse_Bt, jnp.where(targets_Bt >= 0, lse_Bt - picked_Bt, 0.0)
@@ -38,47 +59,57 @@ def cross_entropy(hidden_BTD, table_VD, targets_BT, chunk: int, constrain=unpinn
     """Negative log-likelihoods of the targets, and their sum; B x T x V scores never exist at once.
 
     The gradients of the *sum* are made in the same pass that makes the loss, chunk by chunk, while the scores are at
-    hand: three matrix products for each chunk in all, as many as without chunks.
+    hand: three matrix products for each chunk in all, as many as without chunks. Each device adds up the gradient of
+    the table from its own tokens; devices exchange it once, after the last chunk.
 
     Args:
       hidden_BTD: float[B, T, D], the decoder's output.
       table_VD: float32[V, D], the embedding table; it multiplies in the dtype of `hidden_BTD`, its gradient is float32.
       targets_BT: int32[B, T], the token to predict, -1 for none.
       chunk: tokens of every row that are scored at once; see `chunk_length`.
-      constrain: pins the sharding of the table's gradient, which the compiler would else keep whole on every device.
+      constrain: pins shardings on a mesh, and knows how it splits the tokens.
 
     Returns:
       (float32[], the sum; float32[B, T], each target's own). Only the sum has a gradient.
     """
-    size = chunk_length(hidden_BTD.shape[1], chunk)
-    table_VD = table_VD.astype(hidden_BTD.dtype)
+    chunks = _Chunks(hidden_BTD.shape[1], chunk, constrain.splits[1])
+    head_VD = _head(table_VD, hidden_BTD.dtype, constrain)
 
     def body(_, chunk_inputs):
-        return None, _scores(*chunk_inputs[:1], table_VD, chunk_inputs[1])[2]
+        hidden_BtD, targets_Bt = chunk_inputs
+        return None, _scores(hidden_BtD, head_VD, targets_Bt, table_VD.shape[0])[2]
 
-    nll_BT = _joined(jax.lax.scan(body, None, (_chunks(hidden_BTD, size), _chunks(targets_BT, size)))[1])
+    nll_BT = chunks.joined(jax.lax.scan(body, None, (chunks.cut(hidden_BTD), chunks.cut(targets_BT)))[1])
     return nll_BT.sum(), nll_BT
 
 
 def _forward(hidden_BTD, table_VD, targets_BT, chunk, constrain):
-    size = chunk_length(hidden_BTD.shape[1], chunk)
-    table_VD = table_VD.astype(hidden_BTD.dtype)
+    rows, parts = constrain.splits
+    rows = rows if hidden_BTD.shape[0] % rows == 0 else 1
+    chunks = _Chunks(hidden_BTD.shape[1], chunk, parts)
+    head_VD = _head(table_VD, hidden_BTD.dtype, constrain)
 
-    def body(gradient_VD, chunk_inputs):
+    def by_device(x_Btx):
+        return rearrange(x_Btx, "(r b) (p t) x -> (r p) (b t) x", r=rows, p=chunks.parts)
+
+    def body(gradient_RVD, chunk_inputs):
         hidden_BtD, targets_Bt = chunk_inputs
-        scores_BtV, lse_Bt, nll_Bt = _scores(hidden_BtD, table_VD, targets_Bt)
-        hit_BtV = targets_Bt[..., None] == jnp.arange(table_VD.shape[0])
+        scores_BtV, lse_Bt, nll_Bt = _scores(hidden_BtD, head_VD, targets_Bt, table_VD.shape[0])
+        hit_BtV = targets_Bt[..., None] == jnp.arange(head_VD.shape[0])
         error_BtV = jnp.exp(scores_BtV - lse_Bt[..., None]) - hit_BtV
         error_BtV = jnp.where(targets_Bt[..., None] >= 0, error_BtV, 0.0).astype(hidden_BtD.dtype)
-        gradient_BtD = jnp.einsum("btv,vd->btd", error_BtV, table_VD)
-        gradient_VD += jnp.einsum("btv,btd->vd", error_BtV, hidden_BtD, preferred_element_type=jnp.float32)
-        return constrain(gradient_VD, "embedding_vd"), (nll_Bt, gradient_BtD)
+        gradient_BtD = jnp.einsum("btv,vd->btd", error_BtV, head_VD)
+        gradient_RVD += jnp.einsum(
+            "rnv,rnd->rvd", by_device(error_BtV), by_device(hidden_BtD), preferred_element_type=jnp.float32
+        )
+        return constrain(gradient_RVD, "partial_rvd"), (nll_Bt, gradient_BtD)
 
-    zero_VD = jnp.zeros(table_VD.shape, jnp.float32)
-    inputs = _chunks(hidden_BTD, size), _chunks(targets_BT, size)
-    gradient_VD, (nll_CBt, gradient_CBtD) = jax.lax.scan(body, zero_VD, inputs)
-    nll_BT = _joined(nll_CBt)
-    return (nll_BT.sum(), nll_BT), (_joined(gradient_CBtD), gradient_VD)
+    zero_RVD = constrain(jnp.zeros((rows * chunks.parts, *head_VD.shape), jnp.float32), "partial_rvd")
+    inputs = chunks.cut(hidden_BTD), chunks.cut(targets_BT)
+    gradient_RVD, (nll_CBt, gradient_CBtD) = jax.lax.scan(body, zero_RVD, inputs)
+    gradient_VD = constrain(gradient_RVD.sum(0)[: table_VD.shape[0]], "embedding_vd")
+    nll_BT = chunks.joined(nll_CBt)
+    return (nll_BT.sum(), nll_BT), (chunks.joined(gradient_CBtD), gradient_VD)
 
 
 def _backward(chunk, constrain, gradients, cotangents):

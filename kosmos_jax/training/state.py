@@ -8,6 +8,7 @@ import optax
 from flax import nnx
 
 from kosmos_jax.model import Kosmos, abstract_model, parameters
+from kosmos_jax.parallel.attention import attention_for
 from kosmos_jax.parallel.sharding import assert_sharded, constrain_with, like_parameters, parameter_specs
 from kosmos_jax.training.optimizer import split_frozen
 
@@ -73,12 +74,15 @@ def state_shardings(config, optimizer, mesh):
     """The state's shapes and shardings; nothing is allocated.
 
     Returns:
-      (nnx.GraphDef with activations pinned to the mesh, TrainState of ShapeDtypeStruct, TrainState of NamedSharding).
+      (nnx.GraphDef with activations pinned to the mesh and attention for its devices, TrainState of ShapeDtypeStruct,
+      TrainState of NamedSharding).
 
     Raises:
       UserError: a large array would be whole on every device.
     """
-    graph, shapes = abstract_model(config.model, constrain=constrain_with(mesh))
+    graph, shapes = abstract_model(
+        config.model, constrain=constrain_with(mesh), attention=attention_for(mesh, config.model.text)
+    )
     specs = parameter_specs(shapes, mesh)
     abstract = jax.eval_shape(lambda: initial_state(config, optimizer, jax.random.key(0)))
     shardings = like_parameters(abstract, shapes, specs, mesh)

@@ -29,6 +29,7 @@ def model_config(**overrides):
                 max_positions=64,
                 positions="xpos",
                 dropout=0.1,
+                attention="auto",
                 attention_dropout=0.1,
                 init="torchscale",
             ),

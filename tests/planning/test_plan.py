@@ -4,21 +4,27 @@ import argparse
 import dataclasses
 import json
 import os
+from functools import partial
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
 
 from data_pipeline.mixture import Mixture
 from data_pipeline.pipeline import make_tokenizer
 from kosmos_jax.config import apply_overrides, load_config
 from kosmos_jax.errors import UserError
+from kosmos_jax.parallel.attention import attention_for
 from kosmos_jax.parallel.mesh import make_mesh, row_shards
 from kosmos_jax.parallel.topology import parse
-from kosmos_jax.planning import command, isolated, memory, table, targets
+from kosmos_jax.planning import command, hlo, isolated, memory, rules, table, targets, work
 from kosmos_jax.planning import fit as search
-from kosmos_jax.planning.plan import Plan, make_plan, prepared
+from kosmos_jax.planning.plan import WITHOUT_DEVICE, Plan, make_plan, prepared
 from kosmos_jax.planning.report import report
 from kosmos_jax.planning.roofline import Roofline
 from kosmos_jax.training.compile import batch_shapes, make_step
@@ -38,6 +44,18 @@ def test_the_shapes_of_a_batch_follow_from_the_config_alone(config, tmp_path):
     mesh = make_mesh(config.mesh)
     mixture = Mixture(config, make_tokenizer(config, tmp_path), "train", tmp_path, row_shards(mesh))
     assert {name: array.shape for name, array in batch_shapes(config, mesh).items()} == mixture.shapes
+
+
+def test_a_deeper_model_is_no_longer_program(config):
+    """What the compiler gets for 96 layers is what it gets for 24, so compiling takes as long."""
+
+    def lines(**layers):
+        deep = apply_overrides(config, [f"model.{tower}.layers={count}" for tower, count in layers.items()])
+        mesh = make_mesh(deep.mesh)
+        step = make_step(deep, mesh)
+        return step.function.lower(step.abstract, batch_shapes(deep, mesh)).as_text().count("\n")
+
+    assert lines(text=24, vision=24) == lines(text=96, vision=48)
 
 
 @pytest.mark.slow
@@ -143,6 +161,29 @@ def test_fit_finds_the_fastest_that_fits(monkeypatch):
     assert ("fsdp", 4, "none") in tried
 
 
+@pytest.mark.parametrize(
+    "size, topology, slices, wanted",
+    [
+        ("1.6b", "v5p:4x4x4", 1, ("fsdp", 1, "full")),
+        ("1.6b", "v5e:16x16", 2, ("hsdp", 1, "full")),  # a slice holds the state
+        ("30b", "h100:8x8", 1, ("fsdp", 1, "full")),  # a host does not
+        ("7b", "v5e:4x4", 1, ("fsdp", 9, "full")),
+    ],
+)
+def test_the_rule_of_thumb(size, topology, slices, wanted):
+    assert rules.rule(load_config(f"{SIZES}:{size}"), parse(topology, slices)) == wanted
+
+
+def test_a_rule_that_is_too_hopeful_takes_more_microbatches(monkeypatch):
+    def pretend(config, topology, mesh, training__microbatches, model__remat):
+        return example(fits=training__microbatches >= 4, microbatches=training__microbatches)
+
+    monkeypatch.setattr(rules, "isolated_plan", pretend)
+    monkeypatch.setattr(rules, "examine_only", lambda: None)
+    plan = rules.plan_by_rule(load_config(f"{SIZES}:1.6b"), parse("v5p:4x4x4"))
+    assert plan.fits and plan.settings["microbatches"] == 9
+
+
 def test_meshes_that_come_to_the_same_are_tried_once():
     assert search.meshes(parse("v5e:4x4")) == ["dp", "fsdp", "fsdp_tp", "fsdp_cp"]
     assert len(search.meshes(parse("h100:2x8"))) == 7
@@ -159,7 +200,39 @@ def test_the_table_has_a_row_for_every_plan_and_for_every_failure():
     assert "fsdp=16" in rows[0] and "50%" in rows[0]
 
 
-needs_libtpu = pytest.mark.skipif(not targets._installed("libtpu"), reason="pip install libtpu")
+def needs(package):
+    return pytest.mark.skipif(not targets._installed(package), reason=f"pip install {package}")
+
+
+needs_libtpu = needs("libtpu")
+SPLASH = ("splash_mha_dkv", "splash_mha_dq", "splash_mha_fwd")
+TRITON = ("mha_backward", "mha_forward", "mha_preprocess_backward")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "topology, width, names",
+    [
+        pytest.param("v5e:2x2", 64, SPLASH, marks=needs_libtpu),
+        pytest.param("v5p:2x2x1", 96, SPLASH, marks=needs_libtpu),
+        pytest.param("h100:1x4", 64, TRITON, marks=needs("jax-cuda13-plugin")),
+    ],
+)
+def test_attention_is_compiled_with_the_kernel_of_the_target_and_its_work_is_counted(topology, width, names):
+    targets.examine_only()
+    topology = parse(topology)
+    mesh = make_mesh(dict(data=1, fsdp=4, tensor=1, context=1), targets.make_devices(topology))
+    attention = attention_for(mesh, ConfigDict(dict(attention="auto", attention_dropout=0.0)))
+    rows, length, heads = 8, 1024, 2
+    placed = partial(jax.ShapeDtypeStruct, sharding=NamedSharding(mesh, P("fsdp")))
+    qkv, segments = placed((rows, length, heads, width), jnp.bfloat16), placed((rows, length), jnp.int32)
+    gradient = jax.grad(lambda q, k, v, s: attention(q, k, v, s, s).astype(jnp.float32).sum(), (0, 1, 2))
+    compiled = jax.jit(gradient).lower(qkv, qkv, qkv, segments)
+    program = hlo.parse(compiled.compile(compiler_options=WITHOUT_DEVICE[topology.chip.kind]).as_text())
+    assert work.kernels(program) == set(names) and not work.opaque_kernels(program)
+    # Nine products, half of each; XLA's own small reductions come on top.
+    expected = 9 * rows / 4 * heads * length**2 * width
+    assert expected <= work.flops(program) <= 1.01 * expected
 
 
 @pytest.mark.slow
@@ -167,8 +240,9 @@ needs_libtpu = pytest.mark.skipif(not targets._installed("libtpu"), reason="pip 
 def test_a_step_compiles_for_tpus_that_are_not_there(config):
     targets.examine_only()
     topology = parse("v5e:2x2")
+    config = apply_overrides(config, ["data.seq_len=128"])
     plan = make_plan(prepared(config, topology, "fsdp"), topology)
-    assert plan.fits
+    assert plan.fits and plan.kernels == SPLASH
     assert plan.traffic and {row.network for row in plan.traffic} == {"ICI"}
     assert plan.program_flops >= 0.9 * sum(plan.model_flops.values())
     assert not plan.notes

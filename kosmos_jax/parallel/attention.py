@@ -1,0 +1,127 @@
+"""Attention of packed rows by a kernel that never writes the scores to memory, and which kernel a mesh gets.
+
+Every one of them takes what the reference takes, `kosmos_jax.model.attention.packed_attention`, and honours
+`segments`: a document sees itself alone. What a kernel cannot do it refuses; nothing is left out in silence.
+"""
+
+import math
+from functools import cache, partial
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from kosmos_jax.errors import UserError
+from kosmos_jax.model.attention import packed_attention
+from kosmos_jax.parallel.sharding import Shardings, fitting
+
+# The kernel that "auto" takes on each kind of device, where it can do what is asked.
+AUTOMATIC = {"tpu": "splash", "gpu": "triton"}
+# Side of the squares in which a kernel works, largest first: the first that divides the rows' length.
+BLOCKS = {"splash": (512, 256, 128), "triton": (128, 64, 32)}
+
+
+def attention_for(mesh, text, shardings=None):
+    """The attention of packed rows for a mesh.
+
+    Args:
+      mesh: where the model lives.
+      text: `config.model.text`; its `attention` names the kernel: "reference", "splash" (TPU), "triton" (GPU) or
+        "auto", which is the kernel of the mesh's devices unless weights are to be dropped out or the rows' length or
+        the mesh do not suit it, and then the reference.
+
+    Returns:
+      A function like `packed_attention`.
+
+    Raises:
+      UserError: the kernel named cannot drop out weights, or split the sequence, as the config asks.
+    """
+    platform = mesh.devices.flat[0].platform
+    name = AUTOMATIC.get(platform, "reference") if text.attention == "auto" else text.attention
+    refusal = _refusal(name, text, mesh)
+    if refusal and text.attention != "auto":
+        raise UserError(f"model.text.attention={name}: {refusal}; 'reference' can do it, and 'auto' chooses by itself")
+    if refusal or name == "reference":
+        return packed_attention
+    shardings = shardings or Shardings()
+
+    def attention(q_BTHK, k_BTHK, v_BTHK, segments_BT, positions_BT, *, dropout_rate=0.0, key=None):
+        length = q_BTHK.shape[1] // mesh.shape["context"]
+        block = next((size for size in BLOCKS[name] if length % size == 0), None)
+        if block is None:
+            if text.attention == "auto":
+                return packed_attention(q_BTHK, k_BTHK, v_BTHK, segments_BT, positions_BT)
+            raise UserError(
+                f"model.text.attention={name} reads rows whose length is a multiple of {BLOCKS[name][-1]} on each "
+                f"device, and was given {length}; 'reference' takes any"
+            )
+        q_spec, k_spec = (fitting(spec, q_BTHK.shape, mesh) for spec in (shardings.heads_bthk, shardings.keys_bthk))
+        of_q, of_k = (P(*spec[:2]) for spec in (q_spec, k_spec))
+        # check_vma: kernels do not say over which axes their results vary.
+        mapped = partial(jax.shard_map, mesh=mesh, out_specs=q_spec, check_vma=False)
+        arrays = (q_BTHK, k_BTHK, v_BTHK, segments_BT, segments_BT)
+        specs = (q_spec, k_spec, k_spec, of_q, of_k)
+        interpret = platform == "cpu"  # slowly, for tests
+        if name == "triton":
+            return mapped(partial(_triton, block=block, interpret=interpret), in_specs=specs[:4])(*arrays[:4])
+        shards = _ways(mesh, q_spec[2]), _ways(mesh, q_spec[1])
+        kernel = _splash_kernel(q_BTHK.shape[2], q_BTHK.shape[1], block, *shards, interpret)
+        kernel_spec = kernel.manual_sharding_spec(NamedSharding(mesh, P(q_spec[2], q_spec[1])))
+        return mapped(_splash, in_specs=(kernel_spec, *specs))(kernel, *arrays)
+
+    return attention
+
+
+def _refusal(name, text, mesh) -> str:
+    """What the config asks of a kernel that it cannot do, or ""."""
+    if name == "reference":
+        return ""
+    if text.attention_dropout:
+        return f"no kernel drops out attention weights, model.text.attention_dropout={text.attention_dropout}"
+    if name == "triton" and mesh.shape["context"] > 1:
+        return f"it cannot split a sequence, mesh.context={mesh.shape['context']}"
+    return ""
+
+
+def _ways(mesh, axes) -> int:
+    return math.prod(mesh.shape[axis] for axis in np.atleast_1d(axes)) if axes else 1
+
+
+@cache
+def _splash_kernel(heads, length, block, head_shards, q_seq_shards, interpret):
+    """jax.experimental's TPU kernel with a causal mask, for rows of `length` tokens."""
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
+    mask = splash.MultiHeadMask([splash.CausalMask((length, length), shard_count=q_seq_shards)] * heads)
+    names = ("q", "kv", "kv_compute", "q_dkv", "kv_dkv", "kv_dkv_compute", "q_dq", "kv_dq")
+    sizes = splash.BlockSizes(**{f"block_{name}": block for name in names})
+    with jax.ensure_compile_time_eval():
+        return splash.make_splash_mha(
+            mask, head_shards=head_shards, q_seq_shards=q_seq_shards, block_sizes=sizes, interpret=interpret
+        )
+
+
+def _splash(kernel, q_BTHK, k_BSHK, v_BSHK, segments_BT, segments_BS):
+    """float[B, T, H, K]. T may be a part of the row, S is all of it; the kernel knows which part by its mask."""
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
+    heads_first = lambda x: x.swapaxes(1, 2)  # noqa: E731
+    q_BHTK = heads_first(q_BTHK * q_BTHK.shape[-1] ** -0.5)
+    out_BHTK = jax.vmap(kernel)(
+        q_BHTK, heads_first(k_BSHK), heads_first(v_BSHK), splash.SegmentIds(segments_BT, segments_BS)
+    )
+    return heads_first(out_BHTK)
+
+
+def _triton(q_BTHK, k_BTHK, v_BTHK, segments_BT, *, block, interpret):
+    """float[B, T, H, K]: the kernel of jax.experimental for GPUs."""
+    from jax.experimental.pallas.ops.gpu import attention as gpu
+
+    names = ("q", "k", "q_dkv", "kv_dkv", "q_dq", "kv_dq")
+    # The backward pass holds more at once, and has less room on an SM for it.
+    sizes = gpu.BlockSizes(**{f"block_{name}": block if name in "qk" else min(block, 32) for name in names})
+    scale = q_BTHK.shape[-1] ** -0.5
+    return gpu.mha(
+        q_BTHK, k_BTHK, v_BTHK, segments_BT, sm_scale=scale, causal=True, block_sizes=sizes, interpret=interpret
+    )

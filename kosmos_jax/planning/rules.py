@@ -1,0 +1,54 @@
+"""How to run a model on a topology, by arithmetic alone: mesh, microbatches and remat to begin with."""
+
+from kosmos_jax.model import abstract_model
+from kosmos_jax.parallel.mesh import preset
+from kosmos_jax.parallel.topology import Topology
+from kosmos_jax.planning.fit import Candidate, microbatch_counts
+from kosmos_jax.planning.isolated import isolated_plan
+from kosmos_jax.planning.plan import Plan
+from kosmos_jax.planning.targets import examine_only
+
+# Bytes of a parameter, with its gradient and Adam's two moments, all float32.
+STATE_BYTES = 16
+# Of a score in the output head, where its gradient is made: float32 twice, and the compute dtype.
+SCORE_BYTES = 10
+# What the state may take of a device's memory, and what rows may; the rest is for gathered weights, images, and what a
+# layer needs while it runs.
+STATE_SHARE, ROWS_SHARE = 0.5, 0.35
+
+
+def rule(config, topology: Topology) -> Candidate:
+    """The combination to try first.
+
+    - One copy of the state in each group that the fast network joins (hsdp), so that the slow one carries gradients
+      alone; one copy in all (fsdp) where there is only one group, or where a group is too small for it.
+    - Remat "full": a row keeps its layers' inputs, 2 bytes x layers x tokens x width, and no more.
+    - The fewest microbatches whose rows, with the scores of a chunk, take no more than their share of the memory.
+    """
+    usable = topology.chip.usable_hbm / topology.chip.devices_per_chip
+    state = STATE_BYTES * sum(leaf.size for leaf in abstract_model(config.model)[1].values())
+    group_holds_it = state / topology.domain < STATE_SHARE * usable
+    mesh = "hsdp" if topology.domains > 1 and group_holds_it else "fsdp"
+    sizes, text = preset(mesh, topology.domain, topology.domains), config.model.text
+    rows = config.data.batch_rows // (sizes["data"] * sizes["fsdp"])
+    chunk = config.training.loss_chunk or config.data.seq_len
+    row_bytes = 2 * text.layers * text.width * config.data.seq_len + SCORE_BYTES * chunk * text.vocab_size
+    counts = list(microbatch_counts(config, topology, mesh)) or [1]
+    fitting = [count for count in counts if rows // count * row_bytes <= ROWS_SHARE * usable]
+    return Candidate(mesh, fitting[0] if fitting else counts[-1], "full")
+
+
+def plan_by_rule(config, topology: Topology) -> Plan:
+    """The plan of the rule's combination, with more microbatches where the compiler says that it does not fit.
+
+    Raises:
+      UserError: it cannot be compiled.
+    """
+    examine_only()
+    first = rule(config, topology)
+    for count in microbatch_counts(config, topology, first.mesh):
+        if count >= first.microbatches:
+            plan = isolated_plan(config, topology, first.mesh, **first._replace(microbatches=count).changes)
+            if plan.fits:
+                break
+    return plan

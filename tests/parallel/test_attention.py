@@ -1,0 +1,94 @@
+"""Kernels against the reference, on packed rows; on CPU they run interpreted."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from kosmos_jax.errors import UserError
+from kosmos_jax.model.attention import packed_attention
+from kosmos_jax.parallel import attention as kernels
+from kosmos_jax.parallel.attention import attention_for
+from kosmos_jax.parallel.mesh import make_mesh
+
+ROWS, LENGTH, HEADS, WIDTH = 2, 256, 2, 64
+KERNELS = [("splash", {}), ("splash", dict(data=2, tensor=2)), ("splash", dict(context=2)), ("triton", {})]
+KERNELS += [("triton", dict(fsdp=2, tensor=2))]
+
+
+def mesh_of(**sizes):
+    sizes = dict(data=1, fsdp=1, tensor=1, context=1) | sizes
+    return make_mesh(sizes, jax.devices()[: int(np.prod(list(sizes.values())))])
+
+
+def text(**changes):
+    return ConfigDict(dict(attention="auto", attention_dropout=0.0) | changes)
+
+
+def packed_rows(seed=0):
+    """Queries, keys, values; documents that end anywhere, with padding in the second row; a gradient."""
+    rng = np.random.default_rng(seed)
+    q, k, v, gradient = (jnp.asarray(rng.standard_normal((ROWS, LENGTH, HEADS, WIDTH)), jnp.float32) for _ in range(4))
+    ends = [(31, 32, 190, LENGTH), (128, 201, 230)]
+    segments, positions = np.zeros((2, ROWS, LENGTH), np.int32)
+    for row, stops in enumerate(ends):
+        for number, (start, stop) in enumerate(zip((0, *stops), stops, strict=False), 1):
+            segments[row, start:stop], positions[row, start:stop] = number, np.arange(stop - start)
+    positions[1, 230:] = np.arange(LENGTH - 230)
+    return (q, k, v), jnp.asarray(segments), jnp.asarray(positions), gradient
+
+
+def results(attention, qkv, segments, positions, gradient):
+    """Output, and gradients of queries, keys and values."""
+    out, backward = jax.vjp(lambda *qkv: attention(*qkv, segments, positions), *qkv)
+    return jnp.stack([out, *backward(gradient)])
+
+
+def compare(name, mesh):
+    rows = packed_rows()
+    attention = attention_for(mesh, text(attention=name))
+    assert attention is not packed_attention
+    found, wanted = (jax.jit(lambda a=a: results(a, *rows))() for a in (attention, packed_attention))
+    np.testing.assert_allclose(found, wanted, atol=2e-5)
+
+
+@pytest.mark.parametrize("name, sizes", KERNELS, ids=str)
+def test_a_kernel_gives_the_reference_s_output_and_gradients(name, sizes):
+    compare(name, mesh_of(**sizes))
+
+
+@pytest.mark.parametrize("name, function", [("splash", "_splash"), ("triton", "_triton")])
+def test_a_kernel_that_leaks_between_documents_does_not_pass(name, function, monkeypatch):
+    honest = getattr(kernels, function)
+
+    def leaking(*args, **kwargs):
+        """Takes every row for one document."""
+        return honest(*(jnp.ones_like(x) if getattr(x, "dtype", None) == jnp.int32 else x for x in args), **kwargs)
+
+    monkeypatch.setattr(kernels, function, leaking)
+    with pytest.raises(AssertionError, match="Not equal to tolerance"):
+        compare(name, mesh_of())
+
+
+@pytest.mark.parametrize(
+    "changes, sizes, message",
+    [
+        (dict(attention="splash", attention_dropout=0.1), {}, "drops out attention weights"),
+        (dict(attention="triton"), dict(context=2), "cannot split a sequence"),
+    ],
+)
+def test_what_a_kernel_cannot_do_it_refuses(changes, sizes, message):
+    with pytest.raises(UserError, match=message):
+        attention_for(mesh_of(**sizes), text(**changes))
+
+
+def test_a_kernel_refuses_rows_that_do_not_fit_its_blocks():
+    (q, k, v), segments, positions, _ = packed_rows()
+    short = [x[:, :100] for x in (q, k, v, segments, positions)]
+    with pytest.raises(UserError, match="multiple of 128.*given 100"):
+        attention_for(mesh_of(), text(attention="splash"))(*short)
+
+
+def test_devices_without_a_kernel_and_dropped_out_weights_get_the_reference():
+    assert attention_for(mesh_of(), text()) is packed_attention
