@@ -12,6 +12,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install
+# Two files of tests at a time: most of the time goes into compiling, which takes one core.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 SHELL := /bin/bash
 # glibc asks Linux for large pages: on CPU, XLA and PyTorch ask for much memory in every step, and clear less of it.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
@@ -26,11 +28,11 @@ demo: $(VENV)/has-demo
 	$(BIN)/python -m kosmos_jax.evaluation.demo out/demo
 
 test: $(VENV)/has-test
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 # Status 5: no test has the mark.
 test-slow: $(VENV)/has-test
-	$(BIN)/python -m pytest -m "slow and not gpu and not tpu" || [ $$? = 5 ]
+	$(PYTEST) -m "slow and not gpu and not tpu" || [ $$? = 5 ]
 
 test-all: test test-slow
 

@@ -47,7 +47,8 @@ def _faster(plan: Plan) -> list[str]:
             "than that is work that devices do in common"
         )
     hints = {
-        "HBM": "memory is the limit: fewer microbatches, or an attention kernel that does not write its scores",
+        "HBM": "reading memory is the limit: more rows at a time on each device"
+        + ("" if plan.kernels else ", or an attention kernel, which does not write its scores"),
         "ICI": "the fast network is the limit: fewer microbatches (each gathers the weights again), or more rows",
         "DCN": "the slow network is the limit: --mesh hsdp sends only gradients over it; more rows help too",
     }

@@ -97,12 +97,14 @@ def _hardware(text: str) -> tuple[str, int]:
 
 
 def _cell(size: str, topology: Topology) -> dict:
+    from kosmos_jax.planning.advice import advice
     from kosmos_jax.planning.rules import plan_by_rule
 
     config = load_config(f"configs/kosmos1_sizes.py:{size}")
     config = apply_overrides(config, [f"data.batch_rows={rows_for(topology.devices)}"])
     try:
-        return plan_by_rule(config, topology).as_dict()
+        plan = plan_by_rule(config, topology)
+        return plan.as_dict() | {"advice": advice(plan)}
     except UserError as error:
         return {"topology": str(topology), "error": str(error)}
 
@@ -118,7 +120,14 @@ they are the cost. Rows are the paper's 576, taken to a multiple of the devices.
 Made by `python -m kosmos_jax.planning.table`, which needs `kosmos_jax[tpu]` and `kosmos_jax[cuda]`; all figures are in
 plans.json.
 
-{markdown(cells)}"""
+{markdown(cells)}
+What keeps the others from 60%, in the planner's words:
+
+{_weak(cells)}"""
+
+
+def _weak(cells: dict[str, dict]) -> str:
+    return "".join(f"- {name}: {'; '.join(cell['advice'])}\n" for name, cell in cells.items() if cell.get("advice"))
 
 
 if __name__ == "__main__":

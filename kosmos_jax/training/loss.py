@@ -107,7 +107,9 @@ def _forward(hidden_BTD, table_VD, targets_BT, chunk, constrain):
     zero_RVD = constrain(jnp.zeros((rows * chunks.parts, *head_VD.shape), jnp.float32), "partial_rvd")
     inputs = chunks.cut(hidden_BTD), chunks.cut(targets_BT)
     gradient_RVD, (nll_CBt, gradient_CBtD) = jax.lax.scan(body, zero_RVD, inputs)
-    gradient_VD = constrain(gradient_RVD.sum(0)[: table_VD.shape[0]], "embedding_vd")
+    # First the exchange, then the cut: XLA for TPU fails where it tries to make one of the two.
+    exchanged_VD = jax.lax.optimization_barrier(constrain(gradient_RVD.sum(0), "embedding_vd"))
+    gradient_VD = constrain(exchanged_VD[: table_VD.shape[0]], "embedding_vd")
     nll_BT = chunks.joined(nll_CBt)
     return (nll_BT.sum(), nll_BT), (chunks.joined(gradient_CBtD), gradient_VD)
 

@@ -92,3 +92,31 @@ def test_a_kernel_refuses_rows_that_do_not_fit_its_blocks():
 
 def test_devices_without_a_kernel_and_dropped_out_weights_get_the_reference():
     assert attention_for(mesh_of(), text()) is packed_attention
+
+
+@pytest.mark.parametrize(
+    "platform",
+    [pytest.param("tpu", marks=pytest.mark.tpu), pytest.param("gpu", marks=pytest.mark.gpu)],
+)
+@pytest.mark.parametrize("width", [64, 96, 128])
+def test_on_its_own_device_a_kernel_gives_the_reference_s_numbers(platform, width):
+    """In bfloat16, as it trains; the reference computes in float32 from the same numbers."""
+    try:
+        devices = jax.devices(platform)[:1]
+    except RuntimeError as error:
+        pytest.skip(str(error))
+    mesh = make_mesh(dict(data=1, fsdp=1, tensor=1, context=1), devices)
+    (q, k, v), segments, positions, gradient = packed_rows()
+    rows = [jnp.tile(x, (1, 1, 1, 2))[..., :width].astype(jnp.bfloat16) for x in (q, k, v, gradient)]
+    rows = jax.device_put((rows, segments, positions), devices[0])
+
+    def run(attention, dtype):
+        (q, k, v, gradient), segments, positions = rows
+        cast = [x.astype(dtype) for x in (q, k, v)]
+        return jax.jit(lambda: results(attention, cast, segments, positions, gradient.astype(dtype)))()
+
+    kernel = attention_for(mesh, text())
+    assert kernel is not packed_attention
+    found, wanted = run(kernel, jnp.bfloat16), run(packed_attention, jnp.float32)
+    error = jnp.abs(found.astype(jnp.float32) - wanted).max()
+    assert error <= 2e-2 * jnp.abs(wanted).max()
