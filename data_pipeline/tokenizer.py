@@ -76,7 +76,7 @@ class Tokenizer:
         """Reads a SentencePiece model file, such as the published `sentencepiece.bpe.model`."""
         path = Path(path)
         if not path.is_file():
-            raise FileNotFoundError(f"data.tokenizer.path: {path} does not exist; leave it empty to train a tokenizer")
+            raise DataError(f"data.tokenizer.path: {path} does not exist; leave it empty to train a tokenizer")
         try:
             return cls(path.read_bytes(), kosmos2_tags)
         except RuntimeError as error:

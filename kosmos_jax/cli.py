@@ -266,7 +266,7 @@ def main(argv: list[str] | None = None) -> int:
         logging.getLogger(package).setLevel(logging.INFO)
     try:
         return VERBS[args.verb].run(args) or 0
-    except (UserError, FileNotFoundError) as error:
+    except UserError as error:
         if os.environ.get("KOSMOS_TRACEBACK"):
             raise
         print(f"kosmos {args.verb}: error: {error}", file=sys.stderr)

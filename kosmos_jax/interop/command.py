@@ -4,6 +4,12 @@ import re
 
 from kosmos_jax.errors import UserError
 
+VERIFY_NEEDS = {
+    "hf-kosmos2": ("torch", "transformers"),
+    "hf-remote-code": ("torch", "transformers"),
+    "torch": ("torch",),
+    "torchscale": ("torch",),
+}
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
@@ -14,9 +20,10 @@ def size_in_bytes(text: str) -> int:
       UserError: it is none of the kind.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)", text.strip())
-    if not match or match[2].upper() not in UNITS:
+    size = int(float(match[1]) * UNITS.get(match[2].upper(), 0)) if match else 0
+    if not size:
         raise UserError(f"--max-shard-size {text}: write a size such as 5GB, 500MB or 2GiB")
-    return int(float(match[1]) * UNITS[match[2].upper()])
+    return size
 
 
 def export(args) -> int:
@@ -24,8 +31,8 @@ def export(args) -> int:
     from kosmos_jax.interop.export import export
     from kosmos_jax.interop.packages import needed
 
-    if args.verify:
-        needed("torch")  # before hours of writing, not after
+    for package in VERIFY_NEEDS[args.to] if args.verify else ():
+        needed(package)  # before hours of writing, not after
     record = export(args.checkpoint, args.to, args.out, args.dtype, size_in_bytes(args.max_shard_size))
     print(f"{args.out}: step {record.step} of {record.directory} as {args.to}, {args.dtype}")
     if not args.verify:

@@ -56,12 +56,13 @@ def export(path, to: str, out, dtype: str = "float32", max_shard_bytes: int = 5 
         raise UserError(f"--to {to} cannot hold this model: {refusal}")
     shapes, read = tensors_of(StoredModel(record.directory), record.config.model, target)
     with complete_or_absent(Path(out)) as folder:
-        bar = lambda tensors: tqdm(tensors, f"writing {to}", unit=" tensors", disable=None)  # noqa: E731
-        write_tensors(folder, shapes, read, dtype, max_shard_bytes, progress=bar)
         (folder / "config.json").write_text(json.dumps(target.config(record.config.model, dtype), indent=2) + "\n")
         for file in CODE.get(to, ()):
             shutil.copyfile(TORCH_FILES / file, folder / file)
         processor.write_files(folder, record, to)
+        # Last, because it takes long.
+        bar = lambda tensors: tqdm(tensors, f"writing {to}", unit=" tensors", disable=None)  # noqa: E731
+        write_tensors(folder, shapes, read, dtype, max_shard_bytes, progress=bar)
     return record
 
 

@@ -4,6 +4,7 @@ Every one of them takes what the reference takes, `kosmos_jax.model.attention.pa
 `segments`: a document sees itself alone. What a kernel cannot do it refuses; nothing is left out in silence.
 """
 
+import logging
 import math
 from functools import cache, partial
 
@@ -16,13 +17,17 @@ from kosmos_jax.errors import UserError
 from kosmos_jax.model.attention import packed_attention
 from kosmos_jax.parallel.sharding import Shardings, fitting
 
+log = logging.getLogger(__name__)
 # The kernel that "auto" takes on each kind of device, where it can do what is asked.
 AUTOMATIC = {"tpu": "splash", "gpu": "triton"}
 # Side of the squares in which a kernel works, largest first: the first that divides the rows' length.
 BLOCKS = {"splash": (512, 256, 128), "triton": (128, 64, 32)}
 
+# The Triton kernel holds blocks of queries, keys and values in an SM's shared memory.
+LARGEST_BYTES = {"triton": 256}
 
-def attention_for(mesh, text, shardings=None):
+
+def attention_for(mesh, text):
     """The attention of packed rows for a mesh.
 
     Args:
@@ -35,20 +40,23 @@ def attention_for(mesh, text, shardings=None):
       A function like `packed_attention`.
 
     Raises:
-      UserError: the kernel named cannot drop out weights, or split the sequence, as the config asks.
+      UserError: the kernel named cannot run on the devices, drop out weights or split the sequence, as is asked.
     """
     platform = mesh.devices.flat[0].platform
     name = AUTOMATIC.get(platform, "reference") if text.attention == "auto" else text.attention
-    refusal = _refusal(name, text, mesh)
+    refusal = _refusal(name, platform, text, mesh)
     if refusal and text.attention != "auto":
         raise UserError(f"model.text.attention={name}: {refusal}; 'reference' can do it, and 'auto' chooses by itself")
+    if refusal:
+        log.warning("the reference attention is used, which writes all scores to memory; as for %s, %s", name, refusal)
     if refusal or name == "reference":
         return packed_attention
-    shardings = shardings or Shardings()
+    shardings = Shardings()
 
     def attention(q_BTHK, k_BTHK, v_BTHK, segments_BT, positions_BT, *, dropout_rate=0.0, key=None):
         length = q_BTHK.shape[1] // mesh.shape["context"]
-        block = next((size for size in BLOCKS[name] if length % size == 0), None)
+        largest = LARGEST_BYTES.get(name, math.inf) / q_BTHK.dtype.itemsize
+        block = next((size for size in BLOCKS[name] if length % size == 0 and size <= largest), None)
         if block is None:
             if text.attention == "auto":
                 return packed_attention(q_BTHK, k_BTHK, v_BTHK, segments_BT, positions_BT)
@@ -73,10 +81,12 @@ def attention_for(mesh, text, shardings=None):
     return attention
 
 
-def _refusal(name, text, mesh) -> str:
-    """What the config asks of a kernel that it cannot do, or ""."""
+def _refusal(name, platform, text, mesh) -> str:
+    """What is asked of a kernel that it cannot do, or ""."""
     if name == "reference":
         return ""
+    if platform != "cpu" and AUTOMATIC.get(platform) != name:
+        return f"it is not a kernel for {platform}"
     if text.attention_dropout:
         return f"no kernel drops out attention weights, model.text.attention_dropout={text.attention_dropout}"
     if name == "triton" and mesh.shape["context"] > 1:

@@ -101,15 +101,13 @@ def leave_at_once(error: Exception) -> None:
     """
     if jax.process_count() == 1:
         return
+    traced = os.environ.get("KOSMOS_TRACEBACK") or not isinstance(error, UserError | jax.errors.JaxRuntimeError)
+    text = traceback.format_exc() if traced else str(error)
     if isinstance(error, jax.errors.JaxRuntimeError):
-        text = (
-            f"{str(error).splitlines()[0]}\nIf another process of the job ended first, its log says why; the same "
-            "command goes on from the newest checkpoint"
+        text += (
+            "\nIf another process of the job ended first, its log says why; the same command goes on from the newest "
+            "checkpoint"
         )
-    elif isinstance(error, UserError):
-        text = str(error)
-    else:
-        text = traceback.format_exc()
     print(f"kosmos train: error: process {jax.process_index()}: {text}", file=sys.stderr, flush=True)
     os._exit(getattr(error, "status", 1))
 

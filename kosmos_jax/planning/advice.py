@@ -18,7 +18,11 @@ def _smaller(plan: Plan) -> list[str]:
     held, lines = plan.memory, []
     state = sum(held.get(kind, 0) for kind in ("parameters", "optimizer", "average", "padding"))
     if state > plan.limit / 2:
-        lines.append("most of it is parameters and optimizer: more chips, or a mesh that splits them (--mesh fsdp)")
+        copies = plan.mesh["data"] > 1
+        lines.append(
+            "most of it is parameters and optimizer: more chips"
+            + (", or a mesh that has one copy of them, --mesh fsdp" if copies else "")
+        )
     if plan.settings["remat"] != "full":
         lines.append("keep fewer activations: --config.model.remat=full")
     more = _next_microbatches(plan)

@@ -1,7 +1,6 @@
 """`kosmos plan --fit`: the fastest of the ways to run a config on a topology that fit."""
 
 import logging
-from collections.abc import Iterator
 from typing import NamedTuple
 
 from kosmos_jax.errors import UserError
@@ -44,9 +43,16 @@ def fit(config, topology: Topology, mesh_name: str | None = None) -> Plan:
     """
     best, smallest = None, None
     for name in [mesh_name] if mesh_name else meshes(topology):
+        try:
+            counts = microbatch_counts(config, topology, name)
+        except UserError as error:
+            if mesh_name:
+                raise
+            log.info("mesh %s: %s", name, error)
+            continue
         for remat in reversed(REMATS):
             plan = None
-            for microbatches in microbatch_counts(config, topology, name):
+            for microbatches in counts:
                 plan = _try(config, topology, Candidate(name, microbatches, remat))
                 if plan is None:
                     continue
@@ -69,15 +75,26 @@ def meshes(topology: Topology) -> list[str]:
     return [name for name in PRESETS if name in different.values()]
 
 
-def microbatch_counts(config, topology: Topology, mesh_name: str) -> Iterator[int]:
-    """Numbers of microbatches that divide the rows of each device, doubling at least from one to the next."""
+def microbatch_counts(config, topology: Topology, mesh_name: str) -> list[int]:
+    """Numbers of microbatches that divide the rows of each device, doubling at least from one to the next.
+
+    Raises:
+      UserError: the rows of a step do not divide over the devices.
+    """
     sizes = preset(mesh_name, topology.domain, topology.domains)
-    rows, rest = divmod(config.data.batch_rows, sizes["data"] * sizes["fsdp"])
-    last = 0
-    for count in range(1, rows + 1) if rest == 0 else ():
-        if rows % count == 0 and (count >= 2 * last or count == rows):
-            last = count
-            yield count
+    devices = sizes["data"] * sizes["fsdp"]
+    rows, rest = divmod(config.data.batch_rows, devices)
+    if rest:
+        near = " or ".join(str(count * devices) for count in (rows, rows + 1) if count)
+        raise UserError(
+            f"data.batch_rows={config.data.batch_rows} does not divide over the {devices} ways in which mesh "
+            f"{mesh_name} splits rows on {topology}; try {near}"
+        )
+    counts = []
+    for count in range(1, rows + 1):
+        if rows % count == 0 and (not counts or count >= 2 * counts[-1] or count == rows):
+            counts.append(count)
+    return counts
 
 
 def _try(config, topology, candidate: Candidate) -> Plan | None:

@@ -17,6 +17,8 @@ ITEM = {
 }  # fmt: skip
 _ARRAY = re.compile(r"(\w+)\[([\d,]*)\](\{[^{}]*\})?")
 _HEAD = re.compile(r"^(ENTRY )?%?([^\s(]+) \(.*\{$")
+# A kernel's configuration has lines that only start with a brace.
+_END = re.compile(r"\}(, execution_thread=.*)?$")
 _NAME = re.compile(r"^\s+(ROOT )?%?(\S+) = ")
 _OPCODE = re.compile(r"([\w-]+)\(")
 _CALLED = re.compile(r"(\w+)=%([^\s,){}]+)|(branch_computations|called_computations)=\{([^}]*)\}")
@@ -196,7 +198,7 @@ def parse(text: str) -> Program:
             if head:
                 current = computations[head[2]] = {}
                 entry = head[2] if head[1] else entry
-        elif line == "}":  # a kernel's configuration may have lines that only start with it
+        elif _END.match(line):
             current = None
         else:
             instruction = _instruction(line)

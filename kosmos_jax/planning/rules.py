@@ -24,6 +24,9 @@ def rule(config, topology: Topology) -> Candidate:
       alone; one copy in all (fsdp) where there is only one group, or where a group is too small for it.
     - Remat "full": a row keeps its layers' inputs, 2 bytes x layers x tokens x width, and no more.
     - The fewest microbatches whose rows, with the scores of a chunk, take no more than their share of the memory.
+
+    Raises:
+      UserError: the rows of a step do not divide over the devices.
     """
     usable = topology.chip.usable_hbm / topology.chip.devices_per_chip
     state = STATE_BYTES * sum(leaf.size for leaf in abstract_model(config.model)[1].values())
@@ -33,7 +36,7 @@ def rule(config, topology: Topology) -> Candidate:
     rows = config.data.batch_rows // (sizes["data"] * sizes["fsdp"])
     chunk = config.training.loss_chunk or config.data.seq_len
     row_bytes = 2 * text.layers * text.width * config.data.seq_len + SCORE_BYTES * chunk * text.vocab_size
-    counts = list(microbatch_counts(config, topology, mesh)) or [1]
+    counts = microbatch_counts(config, topology, mesh)
     fitting = [count for count in counts if rows // count * row_bytes <= ROWS_SHARE * usable]
     return Candidate(mesh, fitting[0] if fitting else counts[-1], "full")
 
@@ -42,7 +45,7 @@ def plan_by_rule(config, topology: Topology) -> Plan:
     """The plan of the rule's combination, with more microbatches where the compiler says that it does not fit.
 
     Raises:
-      UserError: it cannot be compiled.
+      UserError: it cannot be compiled, or see `rule`.
     """
     examine_only()
     first = rule(config, topology)

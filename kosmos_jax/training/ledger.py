@@ -82,7 +82,7 @@ def read(workdir) -> list[Attempt]:
     """The attempts of a run, in order.
 
     Raises:
-      UserError: the workdir has no ledger.
+      UserError: the workdir has no ledger, or nothing is in it.
     """
     path = Path(workdir) / NAME
     if not path.is_file():
@@ -91,6 +91,7 @@ def read(workdir) -> list[Attempt]:
     for line in _lines(path):
         if line["kind"] == "attempt":
             attempts.append(Attempt(line["at"], line["at"]))
+        if line["kind"] == "attempt" or not attempts:  # the first line may be damaged
             continue
         attempt = attempts[-1]
         attempt.until, attempt.ended = line["at"], line.get("ended", "killed")
@@ -100,6 +101,8 @@ def read(workdir) -> list[Attempt]:
             attempt.seconds.update({line["kind"]: line["seconds"] - line["wait"], "data wait": line["wait"]})
         if line["kind"] == "start":
             attempt.first_step = line["step"]
+    if not attempts:
+        raise UserError(f"{path} holds no attempt")
     kept = float("inf")
     for attempt in reversed(attempts):
         for step in attempt.steps:

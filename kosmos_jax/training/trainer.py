@@ -40,13 +40,21 @@ def train(config, workdir, evaluate=None, began=None) -> int:
     Raises:
       UserError: whatever the user can put right.
     """
-    run = Run(config, make_workdir(workdir), evaluate, began or time.time())
+    workdir = make_workdir(workdir)
+    watchdog = Watchdog(config.training.hang_seconds, f"process {jax.process_index()}")
+    ledger = Ledger(workdir, began or time.time(), jax.process_count(), active=jax.process_index() == 0)
     ended = "error"
-    with Preemption() as preemption:
-        try:
-            ended = run.train(preemption)
-        finally:
-            run.close(ended)
+    try:
+        run = Run(config, workdir, evaluate, ledger, watchdog)
+        with Preemption() as preemption:
+            try:
+                ended = run.train(preemption)
+            finally:
+                run.close()
+    finally:
+        watchdog.close()
+        ledger.spent("end", ended=ended)
+        ledger.close()
     if ended == "preempted":
         log.info("stopped by SIGTERM after step %d, all saved; the same command goes on from there", run.step)
         return EXIT_PREEMPTED
@@ -63,10 +71,10 @@ class Run:
       waited: seconds of waiting for data since something was last `finished`.
     """
 
-    def __init__(self, config, workdir: Path, evaluate, began: float):
+    def __init__(self, config, workdir: Path, evaluate, ledger: Ledger, watchdog: Watchdog):
         training = config.training
         self.config, self.evaluate, self.pending, self.waited = config, evaluate, None, 0.0
-        self.ledger = Ledger(workdir, began, jax.process_count(), active=jax.process_index() == 0)
+        self.ledger, self.watchdog = ledger, watchdog
         self.mesh = make_mesh(config.mesh)
         cache = Path(config.data.cache or workdir / "cache")
         data = main_process_first(partial(open_data, config, cache, self.mesh))
@@ -82,7 +90,6 @@ class Run:
         self.screen = Screen(self.step, training.steps, training.log_every)
         self.feed = open_feed(self.mixture, self.mesh, self.step, training.steps)
         self.ledger.spent("start", step=self.step)
-        self.watchdog = Watchdog(training.hang_seconds, f"process {jax.process_index()}")
 
     def train(self, preemption: Preemption) -> str:
         """Steps, with evaluations and checkpoints when they are due; "done", or "preempted" after SIGTERM."""
@@ -157,13 +164,10 @@ class Run:
         checkpoint.save(self.manager, self.state, record)
         self.finished("checkpoint")
 
-    def close(self, ended: str) -> None:
-        """Waits for a checkpoint that is being written; `ended` says how the run ended, for the ledger."""
+    def close(self) -> None:
+        """Waits for a checkpoint that is being written."""
         self.manager.close()
         self.finished("checkpoint")
-        self.watchdog.close()
         self.feed.close()
         self.screen.close()
         self.writer.close()
-        self.ledger.spent("end", ended=ended)
-        self.ledger.close()

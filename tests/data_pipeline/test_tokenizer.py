@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_pipeline.documents import DataError
 from data_pipeline.tokenizer import TAGS, Tokenizer
 
 TEXTS = [
@@ -52,7 +53,7 @@ def test_too_large_a_vocabulary_names_the_key():
 def test_a_saved_tokenizer_loads(tiny, tmp_path):
     tiny.save(tmp_path / "t.model")
     assert Tokenizer.load(tmp_path / "t.model").encode("a cat") == tiny.encode("a cat")
-    with pytest.raises(FileNotFoundError, match="data.tokenizer.path"):
+    with pytest.raises(DataError, match="data.tokenizer.path"):
         Tokenizer.load(tmp_path / "absent.model")
 
 

@@ -83,6 +83,11 @@ def test_what_a_kernel_cannot_do_it_refuses(changes, sizes, message):
         attention_for(mesh_of(**sizes), text(**changes))
 
 
+def test_a_kernel_of_other_devices_is_refused():
+    assert "not a kernel for tpu" in kernels._refusal("triton", "tpu", text(), mesh_of())
+    assert "not a kernel for gpu" in kernels._refusal("splash", "gpu", text(), mesh_of())
+
+
 def test_a_kernel_refuses_rows_that_do_not_fit_its_blocks():
     (q, k, v), segments, positions, _ = packed_rows()
     short = [x[:, :100] for x in (q, k, v, segments, positions)]

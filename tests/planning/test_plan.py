@@ -171,7 +171,14 @@ def test_fit_finds_the_fastest_that_fits(monkeypatch):
     ],
 )
 def test_the_rule_of_thumb(size, topology, slices, wanted):
-    assert rules.rule(load_config(f"{SIZES}:{size}"), parse(topology, slices)) == wanted
+    rows = table.rows_for(parse(topology, slices).devices)
+    config = load_config(f"{SIZES}:{size}", [f"data.batch_rows={rows}"])
+    assert rules.rule(config, parse(topology, slices)) == wanted
+
+
+def test_rows_that_do_not_divide_are_an_error_with_what_to_try():
+    with pytest.raises(UserError, match="batch_rows=576 does not divide over the 256 ways.*try 512 or 768"):
+        rules.rule(load_config("configs/kosmos1.py"), parse("v5e:16x16"))
 
 
 def test_a_rule_that_is_too_hopeful_takes_more_microbatches(monkeypatch):

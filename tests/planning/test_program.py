@@ -57,6 +57,30 @@ def test_loops_are_counted_without_the_compilers_note_too(nested):
     assert program.runs == hlo.parse(nested).runs
 
 
+def test_computations_end_where_they_end():
+    """Not at the lines of a kernel's configuration that begin with a brace; also where a thread is named."""
+    text = """HloModule m
+
+%other (p: f32[2]) -> f32[2] {
+  %p = f32[2]{0} parameter(0)
+  ROOT %n = f32[2]{0} negate(%p)
+}, execution_thread="async"
+
+ENTRY %main (a: f32[2]) -> f32[2] {
+  %a = f32[2]{0} parameter(0)
+  %k = f32[2]{0} custom-call(%a), custom_call_target="tpu_custom_call", backend_config={"config": {
+}}
+  ROOT %r = f32[2]{0} negate(%k)
+}
+"""
+    program = hlo.parse(text)
+    assert program.entry == "main"
+    assert {name: list(inner) for name, inner in program.computations.items()} == {
+        "other": ["p", "n"],
+        "main": ["a", "k", "r"],
+    }
+
+
 def test_a_loop_of_unknown_length_is_named():
     text = (
         jax.jit(lambda x: jax.lax.while_loop(lambda x: x.sum() < 9, jnp.sin, x)).lower(jnp.ones(4)).compile().as_text()

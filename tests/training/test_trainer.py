@@ -151,6 +151,7 @@ def test_a_run_that_only_skips_updates_stops_and_says_so(cache, tmp_path):
 def test_a_vocabulary_that_does_not_fit_the_tokenizer_is_named(unbroken, cache, tmp_path):
     with pytest.raises(UserError, match="vocab_size=407"):
         train(config(cache, f"data.tokenizer.path={unbroken}/tokenizer.model", "model.text.vocab_size=500"), tmp_path)
+    assert ledger.read(tmp_path)[-1].ended == "error"
 
 
 def test_a_checkpoint_that_is_not_there_is_named(tmp_path):
