@@ -117,8 +117,8 @@ that was not there. Times are projections from the makers' figures, and the leas
 reaches two thirds of the MFU takes half as long again. Chip-hours are for the paper's 300,000 steps: times your price,
 they are the cost. Rows are the paper's 576, taken to a multiple of the devices.
 
-Made by `python -m kosmos_jax.planning.table`, which needs `kosmos_jax[tpu]` and `kosmos_jax[cuda]`; all figures are in
-plans.json.
+Made by `python -m kosmos_jax.planning.table`, which needs `kosmos_jax[tpu]` and `kosmos_jax[cuda]` and goes on where it
+stopped; all figures are in plans.json. The compiler's seconds are of two busy cores.
 
 {markdown(cells)}
 What keeps the others from 60%, in the planner's words:
