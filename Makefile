@@ -12,6 +12,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install
+# The tests bring the compiler for TPUs along, which else looks for one and complains.
+export JAX_PLATFORMS ?= cpu
 # Two files of tests at a time: most of the time goes into compiling, which takes one core.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 SHELL := /bin/bash
