@@ -9,20 +9,18 @@ import math
 from functools import cache, partial
 
 import jax
-import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from kosmos_jax.errors import UserError
 from kosmos_jax.model.attention import packed_attention
-from kosmos_jax.parallel.sharding import Shardings, fitting
+from kosmos_jax.parallel.sharding import Shardings, fitting, ways
 
 log = logging.getLogger(__name__)
 # The kernel that "auto" takes on each kind of device, where it can do what is asked.
 AUTOMATIC = {"tpu": "splash", "gpu": "triton"}
 # Side of the squares in which a kernel works, largest first: the first that divides the rows' length.
 BLOCKS = {"splash": (512, 256, 128), "triton": (128, 64, 32)}
-
 # The Triton kernel holds blocks of queries, keys and values in an SM's shared memory.
 LARGEST_BYTES = {"triton": 256}
 
@@ -73,7 +71,7 @@ def attention_for(mesh, text):
         interpret = platform == "cpu"  # slowly, for tests
         if name == "triton":
             return mapped(partial(_triton, block=block, interpret=interpret), in_specs=specs[:4])(*arrays[:4])
-        shards = _ways(mesh, q_spec[2]), _ways(mesh, q_spec[1])
+        shards = ways(q_spec[2], mesh), ways(q_spec[1], mesh)
         kernel = _splash_kernel(q_BTHK.shape[2], q_BTHK.shape[1], block, *shards, interpret)
         kernel_spec = kernel.manual_sharding_spec(NamedSharding(mesh, P(q_spec[2], q_spec[1])))
         return mapped(_splash, in_specs=(kernel_spec, *specs))(kernel, *arrays)
@@ -92,10 +90,6 @@ def _refusal(name, platform, text, mesh) -> str:
     if name == "triton" and mesh.shape["context"] > 1:
         return f"it cannot split a sequence, mesh.context={mesh.shape['context']}"
     return ""
-
-
-def _ways(mesh, axes) -> int:
-    return math.prod(mesh.shape[axis] for axis in np.atleast_1d(axes)) if axes else 1
 
 
 @cache

@@ -84,8 +84,12 @@ def parameter_specs(shapes: Mapping[str, jax.ShapeDtypeStruct], mesh, shardings=
 def fitting(spec, shape, mesh) -> P:
     """The spec for a shape, without the axes that do not divide its dimension."""
     spec = (*spec, *(None,) * (len(shape) - len(spec)))
-    ways = [math.prod(mesh.shape[axis] for axis in np.atleast_1d(axes)) if axes else 1 for axes in spec]
-    return P(*(axes if size % n == 0 else None for axes, n, size in zip(spec, ways, shape, strict=True)))
+    return P(*(axes if size % ways(axes, mesh) == 0 else None for axes, size in zip(spec, shape, strict=True)))
+
+
+def ways(axes, mesh) -> int:
+    """How many ways a dimension is split by one entry of a PartitionSpec: an axis, several, or None."""
+    return math.prod(mesh.shape[axis] for axis in np.atleast_1d(axes)) if axes else 1
 
 
 def like_parameters(tree, shapes, specs: Mapping[str, P], mesh):

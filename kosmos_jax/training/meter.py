@@ -24,10 +24,14 @@ class Meter:
         """Forgets the time that passed since the last step, after something that is not training."""
         self.last = time.perf_counter()
 
+    def tokens(self, stats: dict) -> float:
+        """Of a step: the places of its batch that hold text."""
+        return stats["text_fill"] * self.places[0]
+
     def rates(self, stats: dict, waited: float) -> dict[str, float]:
         now = time.perf_counter()
         seconds, self.last = max(now - self.last, 1e-9), now
-        tokens, images = stats["text_fill"] * self.places[0], stats["image_fill"] * self.places[1]
+        tokens, images = self.tokens(stats), stats["image_fill"] * self.places[1]
         self.skipped.update(stats["skipped"])
         flops = step_flops(self.config.model, self.paths, self.config.data.seq_len, tokens, images)
         numbers = {

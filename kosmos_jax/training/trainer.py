@@ -131,9 +131,8 @@ class Run:
         training = self.config.training
         numbers = {name: float(value) for name, value in jax.device_get(metrics).items()}
         numbers |= self.meter.rates(stats, self.waited)
-        tokens = round(numbers["tokens_per_second"] * numbers["step_seconds"])
         loss = numbers["loss"] if math.isfinite(numbers["loss"]) else None  # JSON has no NaN
-        self.finished("step", step=step, tokens=tokens, loss=loss)
+        self.finished("step", step=step, tokens=round(self.meter.tokens(stats)), loss=loss)
         if numbers["skipped_in_row"] > training.max_nonfinite:
             raise UserError(
                 f"step {step}: the last {training.max_nonfinite + 1:.0f} updates were all skipped (loss "
