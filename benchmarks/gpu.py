@@ -30,7 +30,7 @@ def shape_of(args) -> Shape:
         tokens=args.tokens,
         dtype="bfloat16",
         remat=args.remat,
-        loss_chunk=256,
+        loss_chunk=4096,
     )
 
 

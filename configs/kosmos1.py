@@ -132,7 +132,7 @@ def training() -> dict:
         checkpoint_every=1000,
         keep_last=3,  # checkpoints
         keep_every=50_000,  # and those of steps that this divides; 0 for none
-        loss_chunk=256,  # tokens of each row whose scores exist at once, against memory; 0 for all
+        loss_chunk=4096,  # tokens of a device whose scores exist at once, against memory; 0 for all
         ema_decay=0.0,  # [ours] 0: no moving average of the weights
         max_nonfinite=10,  # [ours] skipped updates in a row before the run stops
         spike_factor=0.0,  # [ours] skip an update whose gradient is so many times the usual; 0: never

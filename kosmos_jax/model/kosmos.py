@@ -92,9 +92,12 @@ class Kosmos(nnx.Module):
           float[B, T, D].
         """
         text = self.config.text
+        tokens_BT, slots_BT = (x if x is None else self.constrain(x, "asked_bt") for x in (tokens_BT, slots_BT))
         x_BTD = jnp.take(self.embedding[...], tokens_BT, axis=0).astype(self.dtype)
+        x_BTD = self.constrain(x_BTD, "embedded_btd")
         if images_NQD is not None:
-            x_BTD = merge_images(x_BTD, images_NQD, slots_BT)
+            images_NQD = self.constrain(self.constrain(images_NQD, "turned_nqd"), "embedded_nqd")
+            x_BTD = self.constrain(merge_images(x_BTD, images_NQD, slots_BT), "embedded_btd")
         x_BTD = self.constrain(x_BTD * math.sqrt(text.width), "act_btd")
         if text.positions != "xpos":
             x_BTD = x_BTD + sinusoids(positions_BT, text.width).astype(x_BTD.dtype)

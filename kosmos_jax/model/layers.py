@@ -68,10 +68,10 @@ class Unpinned:
     """The `constrain` of a model that lives on one device: leaves every activation where it is.
 
     Attributes:
-      splits: how many ways the rows of a batch are split, and the tokens of a row.
+      splits: how many copies of the state there are, how many ways rows are split inside one, and a row's tokens.
     """
 
-    splits: tuple[int, int] = (1, 1)
+    splits: tuple[int, int, int] = (1, 1, 1)
 
     def __call__(self, x, name: str):
         return x

@@ -35,13 +35,15 @@ PRESETS: dict[str, Callable[[int, int], tuple[int, int, int, int]]] = {
 }
 
 
-def preset(name: str, devices: int, groups: int) -> dict[str, int]:
+def preset(name: str, devices: int, groups: int, widths: int = 0) -> dict[str, int]:
     """The sizes of a preset, as `config.mesh` holds them.
 
     Args:
       name: one of `PRESETS`.
       devices: of each group that the fast network joins: a TPU slice, a host of GPUs.
       groups: how many there are.
+      widths: what divides all widths that `fsdp` splits; where it does not split them so often, there are more copies
+        of the state, and each device holds a part of everything. 0: split as often as the preset says.
 
     Raises:
       UserError: there is no such preset.
@@ -50,7 +52,9 @@ def preset(name: str, devices: int, groups: int) -> dict[str, int]:
         nearest = difflib.get_close_matches(name, PRESETS, n=1)
         hint = f"; did you mean {nearest[0]}?" if nearest else f"; there are {', '.join(PRESETS)}"
         raise UserError(f"no mesh is called {name!r}{hint}")
-    return dict(zip(AXES, PRESETS[name](devices, groups), strict=True))
+    data, fsdp, tensor, context = PRESETS[name](devices, groups)
+    kept = math.gcd(fsdp, widths)
+    return dict(zip(AXES, (data * fsdp // kept, kept, tensor, context), strict=True))
 
 
 def axis_sizes(config, device_count: int) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from kosmos_jax.errors import UserError
 from kosmos_jax.model.layers import unpinned
-from kosmos_jax.parallel.mesh import ROWS, row_shards
+from kosmos_jax.parallel.mesh import ROWS
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,20 @@ class Shardings:
     whole: P = P()
     # Activations and batches. A is the axis of gradient accumulation.
     act_btd: P = P(ROWS, "context", None)
+    # While text and images are looked up and merged, the width is split and not the rows: tokens find what they look up
+    # on their own device, and so do the gradients that go back. One exchange inside a copy of the state leads to act_btd.
+    asked_bt: P = P("data", "context")
+    embedded_btd: P = P("data", "context", "fsdp")
+    turned_nqd: P = P("data", None, "fsdp")
+    embedded_nqd: P = P(None, None, "fsdp")
     heads_bthk: P = P(ROWS, "context", "tensor", None)
     keys_bthk: P = P(ROWS, None, "tensor", None)
     images_nqd: P = P(ROWS, None, None)
-    # The output head: the table whole but for its vocabulary, and the gradients of it that each device has by itself.
+    # The output head: the table whole but for its vocabulary; the gradients of it that each device has by itself, and
+    # those that each copy of the state has after the exchange inside it.
     head_vd: P = P("tensor", None)
     partial_rvd: P = P((*ROWS, "context"), "tensor", None)
+    copies_cvd: P = P("data", "tensor", "fsdp")
     rows_ab: P = P(None, ROWS)
     rows_abt: P = P(None, ROWS, "context")
     images_anhwc: P = P(None, ROWS)
@@ -51,6 +59,7 @@ PARAMETER_RULES = (
     (r".*/(attention_norm|ffn_norm|final_norm|features_norm|queries_norm|norm1|norm2)/(scale|bias)", "whole"),
     (r"vision/(ln_pre|ln_post)/(scale|bias)", "whole"),
 )
+MIB = 2**20
 STACKED = re.compile(r"decoder/layers/.*|vision/(trunk|top)/.*|connector/layers/.*")
 
 
@@ -104,24 +113,30 @@ def like_parameters(tree, shapes, specs: Mapping[str, P], mesh):
 
 
 def assert_sharded(tree, shardings, mesh, tolerance=0.02):
-    """Stops when an array that holds more than `tolerance` of all bytes would be whole on every device.
+    """Stops when arrays that hold more than `tolerance` of all bytes together would be whole on every device.
+
+    Arrays below a MiB, such as norms and biases, may be whole, unless one of them alone holds as much.
 
     Raises:
-      UserError: naming the arrays; only where the mesh splits parameters at all.
+      UserError: naming the largest of the arrays; only where the mesh splits parameters at all.
     """
     if mesh.shape["fsdp"] * mesh.shape["tensor"] == 1:
         return
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     sizes = [math.prod(leaf.shape) * leaf.dtype.itemsize for _, leaf in leaves]
-    whole = [
-        f"{jax.tree_util.keystr(path)} {leaf.shape} ({100 * size / sum(sizes):.1f}% of all bytes)"
+    counts = min(MIB, tolerance * sum(sizes))
+    whole = sorted(
+        (size, f"{jax.tree_util.keystr(path)} {leaf.shape}")
         for (path, leaf), size, sharding in zip(leaves, sizes, jax.tree.leaves(shardings), strict=True)
-        if size > tolerance * sum(sizes) and sharding.is_fully_replicated
-    ]
-    if whole:
+        if size > counts and sharding.is_fully_replicated
+    )
+    if sum(size for size, _ in whole) > tolerance * sum(sizes):
+        named = "; ".join(f"{name} ({100 * size / sum(sizes):.1f}% of all bytes)" for size, name in reversed(whole[-3:]))
+        more = f", and {len(whole) - 3} more" if len(whole) > 3 else ""
         raise UserError(
-            f"on mesh {dict(mesh.shape)} these arrays would be copied whole to every device: {'; '.join(whole)}. "
-            "Choose mesh.fsdp that divides the model's widths, and mesh.tensor that divides model.text.vocab_size too"
+            f"on mesh {dict(mesh.shape)} these arrays would be copied whole to every device: {named}{more}. "
+            "Choose mesh.fsdp that divides the model's widths (mesh.data takes the rest of the devices), and mesh.tensor "
+            "that divides model.text.vocab_size too"
         )
 
 
@@ -133,9 +148,9 @@ class Pinned:
     shardings: Shardings = Shardings()
 
     @property
-    def splits(self) -> tuple[int, int]:
-        """How many ways the rows of a batch are split, and the tokens of a row."""
-        return row_shards(self.mesh), self.mesh.shape["context"]
+    def splits(self) -> tuple[int, int, int]:
+        """See `Unpinned`."""
+        return self.mesh.shape["data"], self.mesh.shape["fsdp"], self.mesh.shape["context"]
 
     def __call__(self, x, name: str):
         spec = fitting(getattr(self.shardings, name), x.shape, self.mesh)

@@ -4,10 +4,10 @@ import logging
 from typing import NamedTuple
 
 from kosmos_jax.errors import UserError
-from kosmos_jax.parallel.mesh import PRESETS, preset
+from kosmos_jax.parallel.mesh import PRESETS
 from kosmos_jax.parallel.topology import Topology
 from kosmos_jax.planning.isolated import isolated_plan
-from kosmos_jax.planning.plan import Plan
+from kosmos_jax.planning.plan import Plan, mesh_sizes
 
 log = logging.getLogger(__name__)
 # From what computes least again to what keeps least.
@@ -42,7 +42,7 @@ def fit(config, topology: Topology, mesh_name: str | None = None) -> Plan:
       UserError: nothing could be compiled at all.
     """
     best, smallest = None, None
-    for name in [mesh_name] if mesh_name else meshes(topology):
+    for name in [mesh_name] if mesh_name else meshes(config, topology):
         try:
             counts = microbatch_counts(config, topology, name)
         except UserError as error:
@@ -58,7 +58,7 @@ def fit(config, topology: Topology, mesh_name: str | None = None) -> Plan:
                     continue
                 if smallest is None or plan.used < smallest.used:
                     smallest = plan
-                if plan.fits:
+                if plan.fits or not plan.state_fits:
                     break
             if plan is None or not plan.fits:
                 break
@@ -69,9 +69,9 @@ def fit(config, topology: Topology, mesh_name: str | None = None) -> Plan:
     return best or smallest
 
 
-def meshes(topology: Topology) -> list[str]:
+def meshes(config, topology: Topology) -> list[str]:
     """Presets, without those that come to the same here."""
-    different = {tuple(preset(name, topology.domain, topology.domains).values()): name for name in reversed(PRESETS)}
+    different = {tuple(mesh_sizes(config, topology, name).values()): name for name in reversed(PRESETS)}
     return [name for name in PRESETS if name in different.values()]
 
 
@@ -81,7 +81,7 @@ def microbatch_counts(config, topology: Topology, mesh_name: str) -> list[int]:
     Raises:
       UserError: the rows of a step do not divide over the devices.
     """
-    sizes = preset(mesh_name, topology.domain, topology.domains)
+    sizes = mesh_sizes(config, topology, mesh_name)
     devices = sizes["data"] * sizes["fsdp"]
     rows, rest = divmod(config.data.batch_rows, devices)
     if rest:

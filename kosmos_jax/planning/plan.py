@@ -1,8 +1,9 @@
 """A plan: the training step of a config, compiled for a topology and examined."""
 
 import collections
+import math
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import jax
 import numpy as np
@@ -50,7 +51,7 @@ class Plan:
       traffic: collectives; empty when the compiler refused.
       roofline: least times; None when the compiler refused.
       mfu: upper bound for model FLOPs utilisation; None likewise.
-      compile_seconds: of the compiler alone, on this machine.
+      compile_seconds: of the compiler alone, on this machine; 0 if it was not asked, see `make_plan`.
       kernels: hand-written kernels in the program, by name.
       notes: what the figures leave out.
     """
@@ -80,12 +81,27 @@ class Plan:
     def fits(self) -> bool:
         return self.roofline is not None and self.used <= self.limit
 
+    @property
+    def state_fits(self) -> bool:
+        """Whether a device has room for what lies there before a step begins, so that smaller steps may fit."""
+        return self.used - self.memory.get("temporaries", 0) <= self.limit
+
     def as_dict(self) -> dict:
         """For JSON: all of it, and what is derived."""
         derived = {"used": self.used, "fits": self.fits}
         if self.roofline:
             derived |= {"binding": self.roofline.binding, "step_seconds_at_least": self.roofline.seconds}
         return asdict(self) | derived
+
+
+def mesh_sizes(config, topology: Topology, mesh_name: str) -> dict[str, int]:
+    """The sizes of a preset for a model on a topology.
+
+    Raises:
+      UserError: there is no such preset.
+    """
+    widths = math.gcd(config.model.text.width, config.model.vision.width)
+    return preset(mesh_name, topology.domain, topology.domains, widths)
 
 
 def prepared(config, topology: Topology, mesh_name: str | None = None, **changes):
@@ -104,13 +120,13 @@ def prepared(config, topology: Topology, mesh_name: str | None = None, **changes
     if config.model.dtype == "auto":
         values["model.dtype"] = "bfloat16"
     if mesh_name:
-        sizes = preset(mesh_name, topology.domain, topology.domains)
+        sizes = mesh_sizes(config, topology, mesh_name)
         values |= {f"mesh.{axis}": size for axis, size in sizes.items()}
     return apply_overrides(config, [f"{key}={value}" for key, value in values.items()])
 
 
 def make_plan(config, topology: Topology) -> Plan:
-    """Compiles the step and examines it.
+    """Compiles the step and examines it. Where the state alone is too large, the compiler is not asked.
 
     Args:
       config: see `prepared`.
@@ -121,6 +137,9 @@ def make_plan(config, topology: Topology) -> Plan:
     mesh = make_mesh(config.mesh, make_devices(topology))
     step, batch = make_step(config, mesh), batch_shapes(config, mesh)
     arguments = memory.argument_bytes(step, batch, batch_shardings(mesh))
+    empty = _plan(config, topology, mesh, step, batch, memory.without_program(arguments, 0), 0.0)
+    if not empty.state_fits:
+        return replace(empty, notes=("the compiler was not asked: there is no room for parameters, optimizer, batches",))
     lowered = step.function.lower(step.abstract, batch)
     start = time.perf_counter()
     try:

@@ -25,7 +25,8 @@ def _head(plan: Plan) -> list[str]:
         f"{plan.topology}: {plan.chips} chips, mesh {mesh}",
         settings,
         f"parameters: {counts}",
-        f"compiled in {plan.compile_seconds:.0f} s" + (f"; kernels {', '.join(plan.kernels)}" if plan.kernels else ""),
+        *([f"compiled in {plan.compile_seconds:.0f} s"] if plan.compile_seconds else []),
+        *([f"kernels {', '.join(plan.kernels)}"] if plan.kernels else []),
     ]
 
 

@@ -1,11 +1,10 @@
 """How to run a model on a topology, by arithmetic alone: mesh, microbatches and remat to begin with."""
 
 from kosmos_jax.model import abstract_model
-from kosmos_jax.parallel.mesh import preset
 from kosmos_jax.parallel.topology import Topology
 from kosmos_jax.planning.fit import Candidate, microbatch_counts
 from kosmos_jax.planning.isolated import isolated_plan
-from kosmos_jax.planning.plan import Plan
+from kosmos_jax.planning.plan import Plan, mesh_sizes
 from kosmos_jax.planning.targets import examine_only
 
 # Bytes of a parameter, with its gradient and Adam's two moments, all float32.
@@ -32,12 +31,17 @@ def rule(config, topology: Topology) -> Candidate:
     state = STATE_BYTES * sum(leaf.size for leaf in abstract_model(config.model)[1].values())
     group_holds_it = state / topology.domain < STATE_SHARE * usable
     mesh = "hsdp" if topology.domains > 1 and group_holds_it else "fsdp"
-    sizes, text = preset(mesh, topology.domain, topology.domains), config.model.text
+    sizes, text = mesh_sizes(config, topology, mesh), config.model.text
     rows = config.data.batch_rows // (sizes["data"] * sizes["fsdp"])
-    chunk = config.training.loss_chunk or config.data.seq_len
-    row_bytes = 2 * text.layers * text.width * config.data.seq_len + SCORE_BYTES * chunk * text.vocab_size
+    row_bytes = 2 * text.layers * text.width * config.data.seq_len
+
+    def fits(count):
+        tokens = rows // count * config.data.seq_len
+        scored = min(config.training.loss_chunk or tokens, tokens)
+        return rows // count * row_bytes + SCORE_BYTES * scored * text.vocab_size <= ROWS_SHARE * usable
+
     counts = microbatch_counts(config, topology, mesh)
-    fitting = [count for count in counts if rows // count * row_bytes <= ROWS_SHARE * usable]
+    fitting = [count for count in counts if fits(count)]
     return Candidate(mesh, fitting[0] if fitting else counts[-1], "full")
 
 
@@ -52,6 +56,6 @@ def plan_by_rule(config, topology: Topology) -> Plan:
     for count in microbatch_counts(config, topology, first.mesh):
         if count >= first.microbatches:
             plan = isolated_plan(config, topology, first.mesh, **first._replace(microbatches=count).changes)
-            if plan.fits:
+            if plan.fits or not plan.state_fits:
                 break
     return plan

@@ -27,10 +27,14 @@ class _Chunks:
         chunk   0 0 1 1 0 0 1 1
     """
 
-    def __init__(self, tokens: int, wanted: int, parts: int):
-        parts = parts if tokens % parts == 0 else 1
-        each = chunk_length(tokens // parts, max(wanted // parts, min(wanted, 1)))
-        self.parts, self._sizes = parts, dict(p=parts, t=each)
+    def __init__(self, rows: int, tokens: int, wanted: int, splits: tuple[int, int, int]):
+        """Args: wanted: tokens of a chunk on each device, 0 for all. splits: see `constrain`."""
+        copies, inside, parts = splits
+        self.copies, self.row_shards = (copies, copies * inside) if rows % (copies * inside) == 0 else (1, 1)
+        self.parts = parts if tokens % parts == 0 else 1
+        rows_here = rows // self.row_shards
+        each = chunk_length(tokens // self.parts, max(1, wanted // rows_here) if wanted else 0)
+        self._sizes = dict(p=self.parts, t=each)
 
     def cut(self, x_BTx):
         return rearrange(x_BTx, "b (p c t) ... -> c b (p t) ...", **self._sizes)
@@ -66,13 +70,13 @@ def cross_entropy(hidden_BTD, table_VD, targets_BT, chunk: int, constrain=unpinn
       hidden_BTD: float[B, T, D], the decoder's output.
       table_VD: float32[V, D], the embedding table; it multiplies in the dtype of `hidden_BTD`, its gradient is float32.
       targets_BT: int32[B, T], the token to predict, -1 for none.
-      chunk: tokens of every row that are scored at once; see `chunk_length`.
+      chunk: tokens that each device scores at once, as near as rows can be cut to it from below; 0 for all.
       constrain: pins shardings on a mesh, and knows how it splits the tokens.
 
     Returns:
       (float32[], the sum; float32[B, T], each target's own). Only the sum has a gradient.
     """
-    chunks = _Chunks(hidden_BTD.shape[1], chunk, constrain.splits[1])
+    chunks = _Chunks(*targets_BT.shape, chunk, constrain.splits)
     head_VD = _head(table_VD, hidden_BTD.dtype, constrain)
 
     def body(_, chunk_inputs):
@@ -84,13 +88,11 @@ def cross_entropy(hidden_BTD, table_VD, targets_BT, chunk: int, constrain=unpinn
 
 
 def _forward(hidden_BTD, table_VD, targets_BT, chunk, constrain):
-    rows, parts = constrain.splits
-    rows = rows if hidden_BTD.shape[0] % rows == 0 else 1
-    chunks = _Chunks(hidden_BTD.shape[1], chunk, parts)
+    chunks = _Chunks(*targets_BT.shape, chunk, constrain.splits)
     head_VD = _head(table_VD, hidden_BTD.dtype, constrain)
 
     def by_device(x_Btx):
-        return rearrange(x_Btx, "(r b) (p t) x -> (r p) (b t) x", r=rows, p=chunks.parts)
+        return rearrange(x_Btx, "(r b) (p t) x -> (r p) (b t) x", r=chunks.row_shards, p=chunks.parts)
 
     def body(gradient_RVD, chunk_inputs):
         hidden_BtD, targets_Bt = chunk_inputs
@@ -104,11 +106,13 @@ def _forward(hidden_BTD, table_VD, targets_BT, chunk, constrain):
         )
         return constrain(gradient_RVD, "partial_rvd"), (nll_Bt, gradient_BtD)
 
-    zero_RVD = constrain(jnp.zeros((rows * chunks.parts, *head_VD.shape), jnp.float32), "partial_rvd")
+    zero_RVD = constrain(jnp.zeros((chunks.row_shards * chunks.parts, *head_VD.shape), jnp.float32), "partial_rvd")
     inputs = chunks.cut(hidden_BTD), chunks.cut(targets_BT)
     gradient_RVD, (nll_CBt, gradient_CBtD) = jax.lax.scan(body, zero_RVD, inputs)
+    # First inside each copy of the state, so that the slow network between copies carries a part for each device.
+    summed_CVD = constrain(rearrange(gradient_RVD, "(c r) v d -> c r v d", c=chunks.copies).sum(1), "copies_cvd")
     # First the exchange, then the cut: XLA for TPU fails where it tries to make one of the two.
-    exchanged_VD = jax.lax.optimization_barrier(constrain(gradient_RVD.sum(0), "embedding_vd"))
+    exchanged_VD = jax.lax.optimization_barrier(constrain(summed_CVD.sum(0), "embedding_vd"))
     gradient_VD = constrain(exchanged_VD[: table_VD.shape[0]], "embedding_vd")
     nll_BT = chunks.joined(nll_CBt)
     return (nll_BT.sum(), nll_BT), (chunks.joined(gradient_CBtD), gradient_VD)

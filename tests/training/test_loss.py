@@ -52,7 +52,7 @@ def test_a_chunk_divides_the_row(tokens, wanted, length):
 
 def test_the_compiled_gradient_never_holds_all_scores_of_the_papers_vocabulary():
     """At B = 4, T = 512, V = 64,007 all scores would be 524 MB; the program's temporaries are a part of that."""
-    rows, length, width, vocab, chunk = 4, 512, 64, 64_007, 32
+    rows, length, width, vocab, chunk = 4, 512, 64, 64_007, 128
     shapes = (
         jax.ShapeDtypeStruct((rows, length, width), jnp.float32),
         jax.ShapeDtypeStruct((vocab, width), jnp.float32),
