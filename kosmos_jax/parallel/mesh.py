@@ -21,13 +21,22 @@ def _four(devices: int) -> int:
     return math.gcd(devices, 4)
 
 
+def _copies(devices: int) -> int:
+    """Copies of the state in a group: in a large one, each is split over at most 64 devices.
+
+    XLA for TPU (libtpu 0.0.42) sums gradients over a whole slice by all-reduce, and over a part of it by the
+    reduce-scatter that is wanted, which sends half as much.
+    """
+    return devices // math.gcd(devices, 64) if devices > 64 else 1
+
+
 # Meshes by name: (n devices joined by the fast network, s such groups) -> sizes of `AXES`. A group is a TPU slice or a
-# host of GPUs. "fsdp" keeps one copy of the state in all, "hsdp" one in each group, so that the slow network carries
-# only gradients; "_tp" splits layers too, "_cp" sequences, both inside a group.
+# host of GPUs. "fsdp" keeps one copy of the state in all, "hsdp" one in each group (more in a large one), so that the
+# slow network carries only gradients; "_tp" splits layers too, "_cp" sequences, both inside a group.
 PRESETS: dict[str, Callable[[int, int], tuple[int, int, int, int]]] = {
     "dp": lambda n, s: (n * s, 1, 1, 1),
     "fsdp": lambda n, s: (1, n * s, 1, 1),
-    "hsdp": lambda n, s: (s, n, 1, 1),
+    "hsdp": lambda n, s: (s * _copies(n), n // _copies(n), 1, 1),
     "fsdp_tp": lambda n, s: (1, n * s // _four(n), _four(n), 1),
     "hsdp_tp": lambda n, s: (s, n // _four(n), _four(n), 1),
     "fsdp_cp": lambda n, s: (1, n * s // _four(n), 1, _four(n)),

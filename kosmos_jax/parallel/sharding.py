@@ -39,8 +39,8 @@ class Shardings:
     # The output head: the table whole but for its vocabulary; the gradients of it that each device has by itself, and
     # those that each copy of the state has after the exchange inside it.
     head_vd: P = P("tensor", None)
-    partial_rvd: P = P((*ROWS, "context"), "tensor", None)
-    copies_cvd: P = P("data", "tensor", "fsdp")
+    partial_rdv: P = P((*ROWS, "context"), None, "tensor")
+    copies_cdv: P = P("data", "fsdp", "tensor")
     rows_ab: P = P(None, ROWS)
     rows_abt: P = P(None, ROWS, "context")
     images_anhwc: P = P(None, ROWS)

@@ -13,14 +13,14 @@ STATE_BYTES = 16
 SCORE_BYTES = 10
 # What the state may take of a device's memory, and what rows may; the rest is for gathered weights, images, and what a
 # layer needs while it runs.
-STATE_SHARE, ROWS_SHARE = 0.5, 0.35
+STATE_SHARE, ROWS_SHARE = 0.4, 0.35
 
 
 def rule(config, topology: Topology) -> Candidate:
     """The combination to try first.
 
     - One copy of the state in each group that the fast network joins (hsdp), so that the slow one carries gradients
-      alone; one copy in all (fsdp) where there is only one group, or where a group is too small for it.
+      alone; one copy in all (fsdp) where that comes to the same, or where a group is too small for it.
     - Remat "full": a row keeps its layers' inputs, 2 bytes x layers x tokens x width, and no more.
     - The fewest microbatches whose rows, with the scores of a chunk, take no more than their share of the memory.
 
@@ -29,8 +29,8 @@ def rule(config, topology: Topology) -> Candidate:
     """
     usable = topology.chip.usable_hbm / topology.chip.devices_per_chip
     state = STATE_BYTES * sum(leaf.size for leaf in abstract_model(config.model)[1].values())
-    group_holds_it = state / topology.domain < STATE_SHARE * usable
-    mesh = "hsdp" if topology.domains > 1 and group_holds_it else "fsdp"
+    copies = mesh_sizes(config, topology, "hsdp")
+    mesh = "hsdp" if copies["data"] > 1 and state / copies["fsdp"] < STATE_SHARE * usable else "fsdp"
     sizes, text = mesh_sizes(config, topology, mesh), config.model.text
     rows = config.data.batch_rows // (sizes["data"] * sizes["fsdp"])
     row_bytes = 2 * text.layers * text.width * config.data.seq_len

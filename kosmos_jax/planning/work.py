@@ -20,6 +20,8 @@ ATTENTION = {
     "splash_mha_fwd": 2, "splash_mha_dkv": 4, "splash_mha_dq": 3,
     "mha_forward": 2, "mha_preprocess_backward": 0, "mha_backward": 7,
 }  # fmt: skip
+# Of a collective that fusions of XLA for TPU overlap; its input is read at the start, its output written at the end.
+START, END = "AsyncCollectiveStart", "AsyncCollectiveDone"
 
 
 def flops(program: Program) -> float:
@@ -165,6 +167,9 @@ def _traffic(instruction: Instruction, computation: Computation, program: Progra
         return 0
     if instruction.opcode == "copy-start":  # its result is (target, source, bookkeeping)
         return sum(array.bytes for array in instruction.arrays[:2] if array.space == 0)
+    if instruction.opcode == "slice-start":  # (source, target, bookkeeping); only the slice moves
+        source, target = instruction.arrays[:2]
+        return target.bytes * ((source.space == 0) + (target.space == 0))
     if instruction.opcode == "dynamic-slice":
         return _in_memory(instruction) + (_in_memory(computation[instruction.operands[0]]) and instruction.bytes)
     if instruction.opcode == "dynamic-update-slice":
@@ -179,7 +184,13 @@ def _in_memory(instruction: Instruction) -> int:
     return sum(array.bytes for array in instruction.arrays if array.space == 0)
 
 
+def _in_flight(instruction: Instruction) -> bool:
+    """Whether it is one of the copies of a collective that XLA for TPU puts into the fusions which overlap it."""
+    return "chain_id=" in instruction.attributes
+
+
 def _fusion_traffic(fusion: Instruction, computation: Computation, program: Program) -> float:
+    """Of a fusion that only passes arrays on, as those do that lie between start and end of a collective, nothing."""
     inner = program.computations[fusion.called["calls"][0]]
     parameters = {int(i.operands[0]): i.name for i in inner.values() if i.opcode == "parameter"}
     total = 0.0
@@ -190,6 +201,8 @@ def _fusion_traffic(fusion: Instruction, computation: Computation, program: Prog
     root = next(i for i in inner.values() if i.root)
     results = [inner[name] for name in root.operands] if root.opcode == "tuple" else [root]
     written = [_written(result, inner, program) for result in results]
+    if _target(root) == START:
+        return total
     if len(written) != len(fusion.arrays):  # a result that is a tuple itself
         return total + _in_memory(fusion)
     return total + sum(
@@ -203,9 +216,12 @@ def _read(name: str, computation: Computation, program: Program) -> float:
         return computation[name].bytes
     total = 0.0
     for user in computation.values():
-        if name not in user.operands:
+        if name not in user.operands or (user.root and user.opcode == "tuple") or _target(user) in (START, END):
             continue
-        if user.opcode == "dynamic-slice" and user.operands[0] == name:
+        if _in_flight(user):
+            started_here = any(_target(other) == START for other in computation.values())
+            total += computation[name].bytes if started_here else 0
+        elif user.opcode == "dynamic-slice" and user.operands[0] == name:
             total += user.bytes
         elif user.opcode == "dynamic-update-slice" and user.operands[0] == name:
             continue  # written in place
@@ -222,9 +238,11 @@ def _read(name: str, computation: Computation, program: Program) -> float:
 
 
 def _written(result: Instruction, computation: Computation, program: Program) -> float:
-    """Bytes of a fusion's result that it writes: of a stack only the layer that is put in."""
+    """Bytes of a fusion's result that it writes: of a stack only the layer that is put in, of what passes nothing."""
     while result.opcode == "bitcast" and result.operands[0] in computation:
         result = computation[result.operands[0]]
+    if result.opcode == "parameter" or _in_flight(result):
+        return 0
     if result.opcode == "dynamic-update-slice":
         return computation[result.operands[1]].bytes
     if result.opcode == "fusion":

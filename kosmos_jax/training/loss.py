@@ -94,25 +94,27 @@ def _forward(hidden_BTD, table_VD, targets_BT, chunk, constrain):
     def by_device(x_Btx):
         return rearrange(x_Btx, "(r b) (p t) x -> (r p) (b t) x", r=chunks.row_shards, p=chunks.parts)
 
-    def body(gradient_RVD, chunk_inputs):
+    def body(gradient_RDV, chunk_inputs):
         hidden_BtD, targets_Bt = chunk_inputs
         scores_BtV, lse_Bt, nll_Bt = _scores(hidden_BtD, head_VD, targets_Bt, table_VD.shape[0])
         hit_BtV = targets_Bt[..., None] == jnp.arange(head_VD.shape[0])
         error_BtV = jnp.exp(scores_BtV - lse_Bt[..., None]) - hit_BtV
         error_BtV = jnp.where(targets_Bt[..., None] >= 0, error_BtV, 0.0).astype(hidden_BtD.dtype)
         gradient_BtD = jnp.einsum("btv,vd->btd", error_BtV, head_VD)
-        gradient_RVD += jnp.einsum(
-            "rnv,rnd->rvd", by_device(error_BtV), by_device(hidden_BtD), preferred_element_type=jnp.float32
+        gradient_RDV += jnp.einsum(
+            "rnv,rnd->rdv", by_device(error_BtV), by_device(hidden_BtD), preferred_element_type=jnp.float32
         )
-        return constrain(gradient_RVD, "partial_rvd"), (nll_Bt, gradient_BtD)
+        return constrain(gradient_RDV, "partial_rdv"), (nll_Bt, gradient_BtD)
 
-    zero_RVD = constrain(jnp.zeros((chunks.row_shards * chunks.parts, *head_VD.shape), jnp.float32), "partial_rvd")
+    # The width comes first because it is what devices will share: TPUs exchange no slices of the last dimension.
+    zero_RDV = jnp.zeros((chunks.row_shards * chunks.parts, *head_VD.T.shape), jnp.float32)
+    zero_RDV = constrain(zero_RDV, "partial_rdv")
     inputs = chunks.cut(hidden_BTD), chunks.cut(targets_BT)
-    gradient_RVD, (nll_CBt, gradient_CBtD) = jax.lax.scan(body, zero_RVD, inputs)
+    gradient_RDV, (nll_CBt, gradient_CBtD) = jax.lax.scan(body, zero_RDV, inputs)
     # First inside each copy of the state, so that the slow network between copies carries a part for each device.
-    summed_CVD = constrain(rearrange(gradient_RVD, "(c r) v d -> c r v d", c=chunks.copies).sum(1), "copies_cvd")
+    summed_CDV = constrain(rearrange(gradient_RDV, "(c r) d v -> c r d v", c=chunks.copies).sum(1), "copies_cdv")
     # First the exchange, then the cut: XLA for TPU fails where it tries to make one of the two.
-    exchanged_VD = jax.lax.optimization_barrier(constrain(summed_CVD.sum(0), "embedding_vd"))
+    exchanged_VD = jax.lax.optimization_barrier(constrain(summed_CDV.sum(0).T, "embedding_vd"))
     gradient_VD = constrain(exchanged_VD[: table_VD.shape[0]], "embedding_vd")
     nll_BT = chunks.joined(nll_CBt)
     return (nll_BT.sum(), nll_BT), (chunks.joined(gradient_CBtD), gradient_VD)

@@ -168,6 +168,63 @@ def test_what_lies_on_chip_is_not_memory_traffic():
     assert work._traffic(fusion, program.computations["main"], program) == 0
 
 
+CHAIN = """
+%first (p.1: bf16[8,4]) -> (bf16[8,4], bf16[32,4]) {
+  %p.1 = bf16[8,4]{1,0} parameter(0)
+  %all-gather.1 = bf16[32,4]{1,0} all-gather(%p.1), replica_groups={{0,1,2,3}}, frontend_attributes={chain_id="7"}
+  ROOT %s = (bf16[8,4]{1,0}, bf16[32,4]{1,0}) custom-call(%all-gather.1), custom_call_target="AsyncCollectiveStart"
+}
+
+%between (p.2: bf16[8,4], p.3: bf16[32,4], p.4: f32[16]) -> (f32[16], bf16[8,4], bf16[32,4], bf16[32,4]) {
+  %p.2 = bf16[8,4]{1,0} parameter(0)
+  %p.3 = bf16[32,4]{1,0} parameter(1)
+  %p.4 = f32[16]{0} parameter(2)
+  %n = f32[16]{0} negate(%p.4)
+  %all-gather.2 = bf16[32,4]{1,0} all-gather(%p.2), replica_groups={{0,1,2,3}}, frontend_attributes={chain_id="7"}
+  ROOT %t = (f32[16]{0}, bf16[8,4]{1,0}, bf16[32,4]{1,0}, bf16[32,4]{1,0}) tuple(%n, %p.2, %p.3, %all-gather.2)
+}
+
+%last (p.5: bf16[8,4], p.6: bf16[32,4]) -> bf16[32,4] {
+  %p.5 = bf16[8,4]{1,0} parameter(0)
+  %p.6 = bf16[32,4]{1,0} parameter(1)
+  %all-gather.3 = bf16[32,4]{1,0} all-gather(%p.5), replica_groups={{0,1,2,3}}, frontend_attributes={chain_id="7"}
+  ROOT %d = bf16[32,4]{1,0} custom-call(%p.5, %p.6, %all-gather.3), custom_call_target="AsyncCollectiveDone"
+}
+
+ENTRY %main (a: bf16[8,4], b: f32[16]) -> bf16[32,4] {
+  %a = bf16[8,4]{1,0} parameter(0)
+  %b = f32[16]{0} parameter(1)
+  %start = (bf16[8,4]{1,0}, bf16[32,4]{1,0}) fusion(%a), kind=kCustom, calls=%first
+  %shard = bf16[8,4]{1,0} get-tuple-element(%start), index=0
+  %whole = bf16[32,4]{1,0} get-tuple-element(%start), index=1
+  %work = (f32[16]{0}, bf16[8,4]{1,0}, bf16[32,4]{1,0}, bf16[32,4]{1,0}) fusion(%shard, %whole, %b), calls=%between
+  ROOT %done = bf16[32,4]{1,0} fusion(%shard, %whole), kind=kCustom, calls=%last
+}
+"""
+
+
+def test_a_collective_that_fusions_overlap_is_read_once_and_written_once():
+    """The shard by the first of them, the whole by the last; the one in between has its own work alone."""
+    program = hlo.parse(CHAIN)
+    traffic = {name: work._traffic(i, program.computations["main"], program) for name, i in _fusions(program)}
+    assert traffic == {"start": 8 * 4 * 2, "work": 2 * 16 * 4, "done": 32 * 4 * 2}
+
+
+def _fusions(program):
+    return [(name, i) for name, i in program.computations["main"].items() if i.opcode == "fusion"]
+
+
+def test_a_slice_that_is_copied_onto_the_chip_counts_itself_alone():
+    text = """
+ENTRY %main (a: s8[1024]) -> s8[64] {
+  %a = s8[1024]{0} parameter(0)
+  %s = ((s8[1024]{0}), s8[64]{0:S(1)}, s32[]{:S(2)}) slice-start(%a), slice={[0:64]}
+  ROOT %d = s8[64]{0:S(1)} slice-done(%s)
+}
+"""
+    assert work.memory_traffic(hlo.parse(text)) == 64
+
+
 def test_a_batch_written_as_a_dilated_window_counts_once():
     """bf16[4 heads, 8, 16] x [4 heads, 16, 32]: the window of 4 meets one input at each of 4 places."""
     text = """
