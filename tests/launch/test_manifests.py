@@ -1,4 +1,4 @@
-"""Kubernetes' own schemas; a JobSet's, beside its jobs, from schemas/."""
+"""Kubernetes' own schemas; those of JobSet, Kueue and SkyPilot from schemas/."""
 
 import json
 from pathlib import Path
@@ -9,11 +9,14 @@ import pytest
 import yaml
 
 from launch import gke
-from tests.launch.cases import CASES, job, rendered
+from tests.launch.cases import CASES, ROOT, job, rendered
 
 KUBERNETES = "1.34"
-JOBSET = json.loads((Path(__file__).parent / "schemas/jobset_v1alpha2.json").read_text())
-GKE = [case for case in CASES if case[2] == "gke"]
+JOBSET, KUEUE, SKYPILOT = (
+    json.loads((Path(__file__).parent / f"schemas/{name}.json").read_text())
+    for name in ("jobset_v1alpha2", "kueue_v1beta2", "skypilot_task")
+)
+GKE, SKY = ([case for case in CASES if case[2] == target] for target in ("gke", "skypilot"))
 
 
 def jobs_of(manifest: dict) -> list[dict]:
@@ -31,6 +34,26 @@ def test_a_jobset_its_jobs_and_their_pods_are_what_kubernetes_accepts(case):
         kubernetes_validate.validate(each, KUBERNETES, strict=True)
         pod = {"apiVersion": "v1", "kind": "Pod", **each["spec"]["template"]}
         kubernetes_validate.validate(pod, KUBERNETES, strict=True)
+
+
+@pytest.mark.parametrize("case", SKY, ids=str)
+def test_a_task_is_what_skypilot_accepts(case):
+    task = yaml.safe_load(rendered(*case))
+    jsonschema.validate(task, SKYPILOT)
+    task["resources"]["use_spots"] = True
+    with pytest.raises(jsonschema.ValidationError, match="use_spots"):
+        jsonschema.validate(task, SKYPILOT)
+
+
+def test_the_queue_of_the_example_is_what_kueue_accepts_and_what_the_jobs_ask_for():
+    documents = list(yaml.safe_load_all((ROOT / "launch/jobs/kueue.yaml").read_text()))
+    assert [document["kind"] for document in documents] == ["ResourceFlavor", "ClusterQueue", "LocalQueue"]
+    for document in documents:
+        jsonschema.validate(document, KUEUE["kinds"][document["kind"]])
+    assert documents[-1]["metadata"]["name"] == job("kosmos1_v5e").gke.queue
+    documents[1]["spec"]["preemption"]["withinClusterQueue"] = "LowestPriority"
+    with pytest.raises(jsonschema.ValidationError, match="LowestPriority"):
+        jsonschema.validate(documents[1], KUEUE["kinds"]["ClusterQueue"])
 
 
 def test_a_mistyped_field_is_refused():
