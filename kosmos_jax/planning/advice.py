@@ -1,5 +1,8 @@
 """What to change when a plan does not fit, or fits and is slow."""
 
+import math
+
+from kosmos_jax.parallel.hardware import GIB
 from kosmos_jax.planning.plan import Plan
 
 # Less than this is worth a word; the issue's goal for large models.
@@ -8,15 +11,30 @@ GOOD_MFU = 0.6
 
 def advice(plan: Plan) -> list[str]:
     """Lines for the reader, the most promising first."""
+    if not plan.state_fits:
+        return _more_devices(plan)
     if not plan.fits:
         return [*_smaller(plan), "or let --fit look for what fits"]
     return _faster(plan) if plan.mfu < GOOD_MFU else []
 
 
+def _state(plan: Plan) -> int:
+    """Bytes of it on one device."""
+    return sum(plan.memory.get(kind, 0) for kind in ("parameters", "optimizer", "average", "padding"))
+
+
+def _more_devices(plan: Plan) -> list[str]:
+    whole = _state(plan) * plan.mesh["fsdp"] * plan.mesh["tensor"]
+    lines = [
+        f"one copy of parameters and optimizer is {whole / GIB:.0f} GiB: more than {math.ceil(whole / plan.limit)} "
+        "devices, each with a part of it"
+    ]
+    return lines + (["one copy in all, --mesh fsdp"] if plan.mesh["data"] > 1 else [])
+
+
 def _smaller(plan: Plan) -> list[str]:
     """Each names what takes the memory and the option that shrinks it."""
-    held, lines = plan.memory, []
-    state = sum(held.get(kind, 0) for kind in ("parameters", "optimizer", "average", "padding"))
+    held, lines, state = plan.memory, [], _state(plan)
     if state > plan.limit / 2:
         copies = plan.mesh["data"] > 1
         lines.append(

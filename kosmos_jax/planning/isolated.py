@@ -1,8 +1,9 @@
 """Plans made in a process of their own: a compiler that crashes or takes too much memory takes only that one along."""
 
 import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+import os
+import threading
+from multiprocessing.connection import wait
 
 from kosmos_jax.config import from_json, to_json
 from kosmos_jax.errors import UserError
@@ -16,15 +17,35 @@ def isolated_plan(config, topology: Topology, mesh_name: str | None = None, **ch
       UserError: as `make_plan`; or the compiler crashed.
     """
     name = f"{topology.chip.name}:{topology.name}"
-    # Spawned: libtpu does not survive a fork.
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        try:
-            return pool.submit(_plan, to_json(config), name, topology.slices, mesh_name, changes).result()
-        except BrokenProcessPool:
-            raise UserError(
-                f"the compiler for {topology} crashed, or the machine ran out of memory (dmesg tells). This is not "
-                "about the config's size on the chip; other values of training.microbatches, or another mesh, may pass"
-            ) from None
+    context = multiprocessing.get_context("spawn")  # libtpu does not survive a fork
+    answers, sender = context.Pipe(duplex=False)
+    question = to_json(config), name, topology.slices, mesh_name, changes
+    process = context.Process(target=_answer, args=(sender, _plan, *question), daemon=True)
+    process.start()
+    sender.close()
+    try:
+        answer = answers.recv()
+    except EOFError:
+        raise UserError(
+            f"the compiler for {topology} crashed, or the machine ran out of memory (dmesg tells). This is not "
+            "about the config's size on the chip; other values of training.microbatches, or another mesh, may pass"
+        ) from None
+    finally:
+        process.kill()  # on Ctrl-C: the compiler would not hear it before it is done
+        process.join()
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
+
+
+def _answer(sender, make, *question) -> None:
+    """In the process of its own: sends the plan, or the error that was raised instead."""
+    parent = multiprocessing.parent_process().sentinel
+    threading.Thread(target=lambda: (wait([parent]), os._exit(1)), daemon=True).start()
+    try:
+        sender.send(make(*question))
+    except Exception as error:  # noqa: BLE001  It belongs to the process that asked.
+        sender.send(error)
 
 
 def _plan(config_json: str, topology: str, slices: int, mesh_name: str | None, changes: dict):
