@@ -48,12 +48,11 @@ setup(
             *("pytest>=8,<10", "pytest-xdist>=3.6,<4", "hypothesis>=6.100,<7", "ruff>=0.17,<0.18"),
             *("torch==2.13.0", "transformers>=5.23,<6", "safetensors>=0.5", "peft>=0.21,<0.22", "accelerate>=1.15,<2"),
             *("pyyaml>=6", "jsonschema>=4", "kubernetes-validate>=1.37"),
-            # The planner's tests compile for TPUs; nothing here runs on one.
-            f"jax[tpu]{JAX}; sys_platform == 'linux' and platform_machine == 'x86_64'",
         ],
         "torch": ["torch>=2.6", "transformers>=5.23,<6", "safetensors>=0.5"],
         "launch": ["pyyaml>=6"],
-        "plan": [f"jax[tpu]{JAX}"],
+        # Compilers for TPUs and GPUs. Neither needs the hardware, nor the second NVIDIA's libraries.
+        "plan": [f"jax[tpu]{JAX}", f"jax-cuda13-plugin{JAX}"],
         "tpu": [f"jax[tpu]{JAX}"],
         "cuda": [f"jax[cuda13]{JAX}"],
         "wandb": ["wandb>=0.20"],

@@ -2,6 +2,7 @@
 
 python -m kosmos_jax.planning.table                          # goes on where it stopped
 python -m kosmos_jax.planning.table --size 0.4b --on v5e:4x4 # these cells alone
+python -m kosmos_jax.planning.table --price v5e=PRICE        # compiles nothing: what training costs on v5e
 """
 
 import argparse
@@ -10,9 +11,9 @@ import logging
 import sys
 from pathlib import Path
 
-from kosmos_jax.config import apply_overrides, load_config
+from kosmos_jax.config import load_config
 from kosmos_jax.errors import UserError
-from kosmos_jax.parallel.hardware import GIB
+from kosmos_jax.parallel.hardware import CHIPS, GIB
 from kosmos_jax.parallel.topology import Topology, parse
 
 SIZES = ("0.4b", "1.6b", "7b", "30b")
@@ -44,14 +45,36 @@ def key(size: str, topology: Topology) -> str:
     return f"{size} on {topology}"
 
 
+def costs(cells: dict[str, dict], prices: dict[str, float]) -> str:
+    """Training's least time and cost, of the cells whose chip has a price, as text for a terminal.
+
+    Args:
+      prices: of a chip for an hour, by the chip's name.
+    """
+    lines = [f"{'model':8}{'hardware':20}{'days':>8}{'chip-hours':>12}{'cost':>14}   at least, for {PAPER_STEPS:,} steps"]
+    for size, topology in _keys():
+        seconds = cells.get(key(size, topology), {}).get("step_seconds_at_least")
+        if seconds and topology.chip.name in prices:
+            hours = _chip_hours(seconds, topology.all_chips)
+            days, cost = seconds * PAPER_STEPS / DAY, hours * prices[topology.chip.name]
+            lines.append(f"{size:8}{topology!s:20}{days:8.1f}{hours:12,.0f}{cost:14,.0f}")
+    return "\n".join(lines)
+
+
+def _chip_hours(step_seconds: float, chips: int) -> float:
+    return step_seconds * PAPER_STEPS / 3600 * chips
+
+
+def _keys() -> list[tuple[str, Topology]]:
+    return [(size, parse(text, slices)) for size in SIZES for text, slices in HARDWARE]
+
+
 def markdown(cells: dict[str, dict]) -> str:
     """The table of all cells that were planned, in the order of `SIZES` and `HARDWARE`."""
     lines = [f"| {' | '.join(COLUMNS)} |", "|" + "---|" * len(COLUMNS)]
-    for size in SIZES:
-        for text, slices in HARDWARE:
-            cell = cells.get(key(size, parse(text, slices)))
-            if cell:
-                lines.append(f"| {' | '.join(_row(size, cell))} |")
+    for size, topology in _keys():
+        if cell := cells.get(key(size, topology)):
+            lines.append(f"| {' | '.join(_row(size, cell))} |")
     return "\n".join(lines) + "\n"
 
 
@@ -65,7 +88,7 @@ def _row(size: str, cell: dict) -> list[str]:
     if seconds:
         days = seconds * PAPER_STEPS / DAY
         speed = [f"{seconds:.2f}", cell["binding"], f"{cell['mfu']:.0%}", f"{days:.1f}"]
-        speed.append(f"{24 * days * cell['chips']:,.0f}")
+        speed.append(f"{_chip_hours(seconds, cell['chips']):,.0f}")
     plain = [settings["remat"], str(settings["microbatches"]), str(settings["rows"])]
     return [size, cell["topology"], mesh, *plain, used, *speed, f"{cell['compile_seconds']:.0f}"]
 
@@ -74,12 +97,16 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", choices=SIZES, action="append")
     parser.add_argument("--on", action="append", metavar="TOPOLOGY", help="with its slices, as v5e:16x16*2")
+    parser.add_argument("--price", action="append", metavar="CHIP=PRICE", help="of a chip for an hour")
     parser.add_argument("--out", default="docs/plans.md", help="the .json beside it keeps all figures")
     args = parser.parse_args(argv)
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO)
     out = Path(args.out)
     store = out.with_suffix(".json")
     cells = json.loads(store.read_text()) if store.exists() else {}
+    if args.price:
+        print(costs(cells, dict(_price(text) for text in args.price)))
+        return 0
     asked = bool(args.size or args.on)
     for size in args.size or SIZES:
         for text, slices in [_hardware(text) for text in args.on] if args.on else HARDWARE:
@@ -91,19 +118,30 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
+def _price(text: str) -> tuple[str, float]:
+    chip, _, price = text.partition("=")
+    try:
+        return CHIPS[chip].name, float(price)
+    except (KeyError, ValueError):
+        raise SystemExit(f"--price {text}: write CHIP=PRICE, with a chip of {', '.join(CHIPS)}") from None
+
+
 def _hardware(text: str) -> tuple[str, int]:
     name, _, slices = text.partition("*")
     return name, int(slices or 1)
+
+
+def config_for(size: str, topology: Topology):
+    """The config of a cell."""
+    return load_config(f"configs/kosmos1_sizes.py:{size}", [f"data.batch_rows={rows_for(topology.devices)}"])
 
 
 def _cell(size: str, topology: Topology) -> dict:
     from kosmos_jax.planning.advice import advice
     from kosmos_jax.planning.rules import plan_by_rule
 
-    config = load_config(f"configs/kosmos1_sizes.py:{size}")
-    config = apply_overrides(config, [f"data.batch_rows={rows_for(topology.devices)}"])
     try:
-        plan = plan_by_rule(config, topology)
+        plan = plan_by_rule(config_for(size, topology), topology)
         return plan.as_dict() | {"advice": advice(plan)}
     except UserError as error:
         return {"topology": str(topology), "error": str(error)}
@@ -114,11 +152,15 @@ def _document(cells: dict[str, dict]) -> str:
 
 What `kosmos plan --mesh auto` says for sizes of configs/kosmos1_sizes.py: the real training step, compiled for hardware
 that was not there. Times are projections from the makers' figures, and the least possible, not measurements; a run that
-reaches two thirds of the MFU takes half as long again. Chip-hours are for the paper's 300,000 steps: times your price,
-they are the cost. Rows are the paper's 576, taken to a multiple of the devices.
+reaches two thirds of the MFU takes half as long again. Days and chip-hours are for the paper's 300,000 steps; with what
+a chip costs you in an hour, the cost of each line is
 
-Made by `python -m kosmos_jax.planning.table`, which needs `kosmos_jax[tpu]` and `kosmos_jax[cuda]` and goes on where it
-stopped; all figures are in plans.json. The compiler's seconds are of two busy cores.
+    python -m kosmos_jax.planning.table --price v5e=PRICE --price h100-mega=PRICE
+
+Rows are the paper's 576, taken to a multiple of the devices.
+
+Made by `python -m kosmos_jax.planning.table`, which needs `kosmos_jax[plan]` and goes on where it stopped; all figures
+are in plans.json. The compiler's seconds are of one of two busy cores.
 
 {markdown(cells)}
 What keeps the others from 60%, in the planner's words:

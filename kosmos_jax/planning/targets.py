@@ -62,10 +62,9 @@ def make_devices(topology: Topology) -> list:
     make, packages = (_tpus, ("libtpu",)) if topology.chip.kind == "tpu" else (_gpus, ("jax-cuda13-plugin",))
     for package in packages:
         if not _installed(package):
-            extra = "plan" if topology.chip.kind == "tpu" else "cuda"
             raise UserError(
                 f"to plan for {topology.chip.name} the compiler for it has to be here, package {package}; it needs no "
-                f"such hardware: pip install 'kosmos_jax[{extra}]'"
+                "such hardware: pip install 'kosmos_jax[plan]'"
             )
     try:
         devices = make(topology)
@@ -73,8 +72,7 @@ def make_devices(topology: Topology) -> list:
         # Whatever a plug-in of another version may raise; there is nothing of ours in between.
         raise UserError(
             f"--topology {topology}: the compiler for it refuses: {_first_line(error)}. Is its version that of jax "
-            f"{version('jax')}? pip install 'jax[{'tpu' if topology.chip.kind == 'tpu' else 'cuda13'}]' takes the one "
-            "that fits"
+            f"{version('jax')}? pip install 'jax=={version('jax')}' 'kosmos_jax[plan]' takes the one that fits"
         ) from error
     if len(devices) != topology.devices:
         raise UserError(f"--topology {topology}: {topology.devices} devices expected, the compiler has {len(devices)}")

@@ -72,3 +72,16 @@ def test_a_large_array_that_would_be_whole_everywhere_is_named():
     shardings = sharding.like_parameters(shapes, shapes, sharding.parameter_specs(shapes, mesh), mesh)
     with pytest.raises(UserError, match="copied whole.*embedding.*93"):
         sharding.assert_sharded(shapes, shardings, mesh)
+
+
+def test_many_arrays_that_would_be_whole_everywhere_add_up():
+    """Each is 1% of all, like the matrices of a vision tower whose width the mesh does not divide."""
+    mesh = make_mesh(mesh_config(fsdp=8))
+    names = ("query", "key", "value")
+    shapes = {f"vision/trunk/attention/{name}/kernel": jax.ShapeDtypeStruct((4, 260, 260), "float32") for name in names}
+    shapes["embedding"] = jax.ShapeDtypeStruct((3300, 8192), "float32")
+    shardings = sharding.like_parameters(shapes, shapes, sharding.parameter_specs(shapes, mesh), mesh)
+    with pytest.raises(UserError, match="value.*1.0% of all bytes.*mesh.data takes the rest"):
+        sharding.assert_sharded(shapes, shardings, mesh)
+    del shapes["vision/trunk/attention/query/kernel"], shardings["vision/trunk/attention/query/kernel"]
+    sharding.assert_sharded(shapes, shardings, mesh)

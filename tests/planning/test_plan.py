@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding
+from jax.sharding import AbstractMesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
@@ -19,12 +19,14 @@ from data_pipeline.mixture import Mixture
 from data_pipeline.pipeline import make_tokenizer
 from kosmos_jax.config import apply_overrides, load_config
 from kosmos_jax.errors import UserError
+from kosmos_jax.model import abstract_model
 from kosmos_jax.parallel.attention import attention_for
 from kosmos_jax.parallel.mesh import make_mesh, row_shards
+from kosmos_jax.parallel.sharding import parameter_specs
 from kosmos_jax.parallel.topology import parse
-from kosmos_jax.planning import command, hlo, isolated, memory, rules, table, targets, work
+from kosmos_jax.planning import advice, command, hlo, isolated, memory, rules, table, targets, work
 from kosmos_jax.planning import fit as search
-from kosmos_jax.planning.plan import WITHOUT_DEVICE, Plan, make_plan, prepared
+from kosmos_jax.planning.plan import WITHOUT_DEVICE, Plan, make_plan, mesh_sizes, prepared
 from kosmos_jax.planning.report import report
 from kosmos_jax.planning.roofline import Roofline
 from kosmos_jax.training.compile import batch_shapes, make_step
@@ -32,6 +34,7 @@ from kosmos_jax.training.feed import batch_shardings
 
 CONFIG = str(Path(__file__).parents[1] / "training/tiny_run.py")
 SIZES = "configs/kosmos1_sizes.py"
+DOCS = Path(__file__).parents[2] / "docs"
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +133,17 @@ def test_a_plan_that_does_not_fit_says_what_to_change():
     assert "25% too much" in text
 
 
+def test_a_state_that_is_too_large_names_the_devices_that_would_hold_it():
+    """12 GiB on each of 16 devices, of which 10 are parameters and optimizer: 160 GiB, and 8 GiB a device."""
+    held = dict(parameters=4 * 2**30, optimizer=6 * 2**30, batch=2**30, temporaries=0)
+    plan = dataclasses.replace(example(fits=False), memory=held | {"waiting batches": 2**30}, limit=8 * 2**30)
+    assert not plan.state_fits
+    assert advice.advice(plan) == [
+        "one copy of parameters and optimizer is 160 GiB: more than 20 devices, each with a part of it"
+    ]
+    assert "--mesh fsdp" in advice.advice(dataclasses.replace(plan, mesh=plan.mesh | {"data": 2}))[-1]
+
+
 def test_a_plan_names_what_binds():
     text = report(example())
     assert "<- binding" in next(line for line in text.splitlines() if line.startswith("  compute"))
@@ -174,6 +188,18 @@ def test_the_rule_of_thumb(size, topology, slices, wanted):
     rows = table.rows_for(parse(topology, slices).devices)
     config = load_config(f"{SIZES}:{size}", [f"data.batch_rows={rows}"])
     assert rules.rule(config, parse(topology, slices)) == wanted
+
+
+@pytest.mark.parametrize("size", table.SIZES)
+def test_in_no_cell_of_the_table_more_than_two_percent_of_the_parameters_are_whole_on_every_device(size):
+    _, shapes = abstract_model(load_config(f"{SIZES}:{size}").model)
+    for text, slices in table.HARDWARE:
+        topology = parse(text, slices)
+        config = table.config_for(size, topology)
+        sizes = mesh_sizes(config, topology, rules.rule(config, topology).mesh)
+        specs = parameter_specs(shapes, AbstractMesh(tuple(sizes.values()), tuple(sizes)))
+        whole = sum(shapes[path].size for path, spec in specs.items() if not any(spec))
+        assert whole <= 0.02 * sum(leaf.size for leaf in shapes.values()), (text, sizes)
 
 
 def test_rows_that_do_not_divide_are_an_error_with_what_to_try():
@@ -253,6 +279,21 @@ def test_a_step_compiles_for_tpus_that_are_not_there(config):
     assert plan.traffic and {row.network for row in plan.traffic} == {"ICI"}
     assert plan.program_flops >= 0.9 * sum(plan.model_flops.values())
     assert not plan.notes
+
+
+@pytest.mark.slow
+@needs("jax-cuda13-plugin")
+@pytest.mark.parametrize("size, hardware", [("0.4b", "h100-mega:1x8"), ("1.6b", "h100-mega:8x8")])
+def test_a_cell_of_the_table_in_the_docs_is_what_the_planner_says(size, hardware):
+    """Whatever jax is installed: another compiler may do a little better or worse."""
+    topology = parse(hardware)
+    told = json.loads((DOCS / "plans.json").read_text())[table.key(size, topology)]
+    found = rules.plan_by_rule(table.config_for(size, topology), topology).as_dict()
+    for name in ("mesh", "settings", "parameters", "limit", "model_flops", "fits"):
+        assert found[name] == told[name], name
+    assert found["kernels"] == TRITON
+    for name in ("used", "program_flops", "step_seconds_at_least", "mfu"):
+        assert found[name] == pytest.approx(told[name], rel=0.1), name
 
 
 @pytest.mark.slow

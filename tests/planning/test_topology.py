@@ -70,11 +70,24 @@ def test_nothing_but_a_user_error_comes_out_of_any_text(text):
         pass
 
 
-@given(name=st.sampled_from(sorted(PRESETS)), devices=st.integers(1, 512), groups=st.integers(1, 64))
-def test_a_preset_uses_every_device(name, devices, groups):
-    sizes = preset(name, devices, groups)
+@given(
+    name=st.sampled_from(sorted(PRESETS)),
+    devices=st.integers(1, 512),
+    groups=st.integers(1, 64),
+    widths=st.sampled_from([0, 96, 1024, 1664, 7168]),
+)
+def test_a_preset_uses_every_device_and_splits_no_width_unevenly(name, devices, groups, widths):
+    sizes = preset(name, devices, groups, widths)
     assert tuple(sizes) == AXES
     assert math.prod(sizes.values()) == devices * groups
+    assert widths % sizes["fsdp"] == 0
+    # The slow network between groups lies along data, or along fsdp where there is one copy of the state.
+    assert sizes["data"] % groups == 0 or sizes["data"] * sizes["fsdp"] % groups == 0
+
+
+@pytest.mark.parametrize("slice_devices, copies", [(8, 1), (64, 1), (256, 4), (512, 8), (96, 3)])
+def test_a_large_slice_holds_several_copies_of_the_state(slice_devices, copies):
+    assert preset("hsdp", slice_devices, 2)["data"] == 2 * copies
 
 
 def test_a_mistyped_preset_is_refused():

@@ -1,0 +1,6 @@
+"""Prints what pip has to install to compile for TPUs and GPUs: kosmos_jax[plan], for the version of jax that is here."""
+
+from importlib.metadata import requires, version
+
+libtpu = next(one.partition(";")[0] for one in requires("jax") if one.startswith("libtpu"))
+print(libtpu.strip(), *(f"jax-cuda13-{part}=={version('jaxlib')}" for part in ("plugin", "pjrt")))
