@@ -27,8 +27,8 @@ class Shardings:
     whole: P = P()
     # Activations and batches. A is the axis of gradient accumulation.
     act_btd: P = P(ROWS, "context", None)
-    # While text and images are looked up and merged, the width is split and not the rows: tokens find what they look up
-    # on their own device, and so do the gradients that go back. One exchange inside a copy of the state leads to act_btd.
+    # While text and images are looked up and merged, the width is split and not the rows: what tokens look up lies on
+    # their own device, and so does what their gradients are added to. One exchange inside a copy leads to act_btd.
     asked_bt: P = P("data", "context")
     embedded_btd: P = P("data", "context", "fsdp")
     turned_nqd: P = P("data", None, "fsdp")
@@ -131,12 +131,13 @@ def assert_sharded(tree, shardings, mesh, tolerance=0.02):
         if size > counts and sharding.is_fully_replicated
     )
     if sum(size for size, _ in whole) > tolerance * sum(sizes):
-        named = "; ".join(f"{name} ({100 * size / sum(sizes):.1f}% of all bytes)" for size, name in reversed(whole[-3:]))
+        largest = whole[: -4 : -1]
+        named = "; ".join(f"{name} ({100 * size / sum(sizes):.1f}% of all bytes)" for size, name in largest)
         more = f", and {len(whole) - 3} more" if len(whole) > 3 else ""
         raise UserError(
             f"on mesh {dict(mesh.shape)} these arrays would be copied whole to every device: {named}{more}. "
-            "Choose mesh.fsdp that divides the model's widths (mesh.data takes the rest of the devices), and mesh.tensor "
-            "that divides model.text.vocab_size too"
+            "Choose mesh.fsdp that divides the model's widths (mesh.data takes the rest of the devices), and "
+            "mesh.tensor that divides model.text.vocab_size too"
         )
 
 

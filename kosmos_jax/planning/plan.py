@@ -139,7 +139,7 @@ def make_plan(config, topology: Topology) -> Plan:
     arguments = memory.argument_bytes(step, batch, batch_shardings(mesh))
     empty = _plan(config, topology, mesh, step, batch, memory.without_program(arguments, 0), 0.0)
     if not empty.state_fits:
-        return replace(empty, notes=("the compiler was not asked: there is no room for parameters, optimizer, batches",))
+        return replace(empty, notes=("the compiler was not asked: parameters, optimizer and batches are too large",))
     lowered = step.function.lower(step.abstract, batch)
     start = time.perf_counter()
     try:

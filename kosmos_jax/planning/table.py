@@ -51,7 +51,8 @@ def costs(cells: dict[str, dict], prices: dict[str, float]) -> str:
     Args:
       prices: of a chip for an hour, by the chip's name.
     """
-    lines = [f"{'model':8}{'hardware':20}{'days':>8}{'chip-hours':>12}{'cost':>14}   at least, for {PAPER_STEPS:,} steps"]
+    titles = f"{'model':8}{'hardware':20}{'days':>8}{'chip-hours':>12}{'cost':>14}"
+    lines = [f"at least, for {PAPER_STEPS:,} steps:", titles]
     for size, topology in _keys():
         seconds = cells.get(key(size, topology), {}).get("step_seconds_at_least")
         if seconds and topology.chip.name in prices:

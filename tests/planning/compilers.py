@@ -1,4 +1,4 @@
-"""Prints what pip has to install to compile for TPUs and GPUs: kosmos_jax[plan], for the version of jax that is here."""
+"""Prints what pip has to install to compile for TPUs and GPUs: kosmos_jax[plan], for the jax that is here."""
 
 from importlib.metadata import requires, version
 
