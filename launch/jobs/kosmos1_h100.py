@@ -8,6 +8,7 @@ def get_job():
         name="kosmos1-h100",
         config="configs/kosmos1.py",
         topology="h100:8x8",
+        overrides={"mesh.data": 8, "mesh.fsdp": 8},  # a copy of the state in each host; kosmos plan --mesh auto
         image="us-docker.pkg.dev/my-project/my-images/kosmos-gpu:0.1.0",
         mounts={"/runs": "gs://my-runs", "/data": "gs://my-data"},
         workdir="/runs/kosmos1-h100",

@@ -8,6 +8,7 @@ def get_job():
         name="kosmos1-slurm",
         config="configs/kosmos1.py",
         topology="h100:8x8",
+        overrides={"mesh.data": 8, "mesh.fsdp": 8},  # a copy of the state in each host; kosmos plan --mesh auto
         venv="/shared/kosmos/.venv",
         workdir="/shared/runs/kosmos1",
         env={"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.9"},

@@ -9,6 +9,7 @@ def get_job():
         config="configs/kosmos1.py",
         topology="v5e:16x16",
         slices=2,
+        overrides={"data.batch_rows": 512, "mesh.data": 8, "mesh.fsdp": 64},  # a row a chip; kosmos plan --mesh auto
         image="us-docker.pkg.dev/my-project/my-images/kosmos-tpu:0.1.0",
         mounts={"/runs": "gs://my-runs", "/data": "gs://my-data"},
         workdir="/runs/kosmos1-v5e",

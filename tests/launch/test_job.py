@@ -2,7 +2,10 @@ from dataclasses import replace
 
 import pytest
 
+from data_pipeline.mixture import batch_layout
+from kosmos_jax.config import load_config
 from kosmos_jax.errors import UserError
+from kosmos_jax.parallel.mesh import axis_sizes
 from launch.job import JobDescription, load_job
 from tests.launch.cases import ROOT, job, target_module
 
@@ -10,8 +13,15 @@ GOOD = dict(name="a", config="c.py", topology="cpu:2x3", workdir="/w")
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "launch/jobs").glob("*.py")), ids=lambda path: path.name)
-def test_the_config_of_every_shipped_job_is_there(path):
-    assert (ROOT / load_job(path).config).is_file()
+def test_the_rows_and_the_state_of_every_shipped_job_divide_over_its_devices(path):
+    described = load_job(path)
+    overrides = [word for word in described.command if word.startswith("--config.")]
+    config = load_config(ROOT / described.config, overrides)
+    devices = described.place.devices if described.place else described.processes
+    data, fsdp, tensor, context = axis_sizes(config.mesh, devices)
+    batch_layout(config, data * fsdp)  # or it raises
+    widths = config.model.text.width, config.model.vision.width
+    assert not any(width % fsdp for width in widths)
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ until [ $failures -gt 10 ]; do
     docker rm --force kosmos
     mount_buckets && docker run --name kosmos --init --privileged --net=host --ipc=host --stop-timeout=300 \
         --volume=/runs:/runs --volume=/data:/data us-docker.pkg.dev/my-project/my-images/kosmos-tpu:0.1.0 \
-        kosmos train --config configs/kosmos1.py --workdir /runs/kosmos1-v5e
+        kosmos train --config configs/kosmos1.py --workdir /runs/kosmos1-v5e --config.data.batch_rows=512 --config.mesh.data=8 --config.mesh.fsdp=64
     status=$?
     echo "== status $status"
     case $status in
