@@ -207,14 +207,32 @@ def test_rows_that_do_not_divide_are_an_error_with_what_to_try():
         rules.rule(load_config("configs/kosmos1.py"), parse("v5e:16x16"))
 
 
-def test_a_rule_that_is_too_hopeful_takes_more_microbatches(monkeypatch):
+@pytest.mark.parametrize(
+    "fits_from, reading, asked, taken",
+    [
+        (4, {}, [1, 3, 9], 9),  # the first that fits
+        (1, {}, [1], 1),
+        (1, {1: 4.0, 3: 2.0, 9: 3.0}, [1, 3, 9], 3),  # reading memory binds: more, until it gets no better
+        (1, {1: 4.0, 3: 0.5}, [1, 3], 3),  # or until something else binds
+        (99, {}, [1, 3, 9], 9),  # nothing fits
+    ],
+)
+def test_a_plan_by_rule_takes_more_microbatches_where_they_help(fits_from, reading, asked, taken, monkeypatch):
+    tried = []
+
     def pretend(config, topology, mesh, training__microbatches, model__remat):
-        return example(fits=training__microbatches >= 4, microbatches=training__microbatches)
+        tried.append(training__microbatches)
+        plan = example(fits=training__microbatches >= fits_from, microbatches=training__microbatches)
+        if plan.roofline:
+            times = dataclasses.replace(plan.roofline, memory=reading.get(training__microbatches, 0.1))
+            plan = dataclasses.replace(plan, roofline=times)
+        return plan
 
     monkeypatch.setattr(rules, "isolated_plan", pretend)
     monkeypatch.setattr(rules, "examine_only", lambda: None)
     plan = rules.plan_by_rule(load_config(f"{SIZES}:1.6b"), parse("v5p:4x4x4"))
-    assert plan.fits and plan.settings["microbatches"] == 9
+    assert tried == asked
+    assert plan.settings["microbatches"] == taken
 
 
 def test_meshes_that_come_to_the_same_are_tried_once(config):
