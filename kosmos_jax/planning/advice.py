@@ -69,7 +69,7 @@ def _faster(plan: Plan) -> list[str]:
             "than that is work that devices do in common"
         )
     hints = {
-        "HBM": "reading memory is the limit: more rows at a time on each device"
+        "HBM": "reading memory is the limit: more rows a step, or other microbatches (--mesh auto tries some)"
         + ("" if plan.kernels else ", or an attention kernel, which does not write its scores"),
         "ICI": "the fast network is the limit: fewer microbatches (each gathers the weights again), or more rows",
         "DCN": "the slow network is the limit: --mesh hsdp sends only gradients over it; more rows help too",
