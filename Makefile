@@ -63,8 +63,9 @@ $(VENV)/has-test: setup.py $(BIN)/pip-works
 # What the planner compiles with, kosmos_jax[plan], in a folder of its own: JAX complains where it finds these packages
 # and not their hardware.
 $(VENV)/compilers/is-whole: $(VENV)/has-test
-	rm -rf $(@D)
-	$(PIP) --no-deps --target $(@D) $$($(BIN)/python tests/planning/compilers.py)
+	rm -rf $(@D) && mkdir $(@D)
+	packages=$$($(BIN)/python tests/planning/compilers.py); \
+	[ -z "$$packages" ] || $(PIP) --no-deps --target $(@D) $$packages
 	@touch $@
 
 # Beside transformers 5, in a folder of its own that PYTHONPATH puts first.

@@ -52,7 +52,7 @@ setup(
         "torch": ["torch>=2.6", "transformers>=5.23,<6", "safetensors>=0.5"],
         "launch": ["pyyaml>=6"],
         # Compilers for TPUs and GPUs. Neither needs the hardware, nor the second NVIDIA's libraries.
-        "plan": [f"jax[tpu]{JAX}", f"jax-cuda13-plugin{JAX}"],
+        "plan": [f"jax[tpu,cuda13-local]{JAX}"],
         "tpu": [f"jax[tpu]{JAX}"],
         "cuda": [f"jax[cuda13]{JAX}"],
         "wandb": ["wandb>=0.20"],

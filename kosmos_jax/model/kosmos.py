@@ -57,8 +57,8 @@ class Kosmos(nnx.Module):
     """The model of `config.model`; parameters in float32, arithmetic in `config.dtype`.
 
     `constrain(x, name)` pins the sharding of an activation: "act_btd" for the decoder's stream, "images_nqd" for image
-    vectors. The default does nothing; kosmos_jax.parallel.sharding makes one for a mesh, and
-    kosmos_jax.parallel.attention an `attention` for its devices.
+    vectors, and those between. The default does nothing; kosmos_jax.parallel.sharding has the names and makes one for a
+    mesh, and kosmos_jax.parallel.attention an `attention` for its devices.
     """
 
     def __init__(self, config, rngs: nnx.Rngs, constrain=unpinned, attention=packed_attention):
@@ -92,11 +92,12 @@ class Kosmos(nnx.Module):
           float[B, T, D].
         """
         text = self.config.text
-        tokens_BT, slots_BT = (x if x is None else self.constrain(x, "asked_bt") for x in (tokens_BT, slots_BT))
+        tokens_BT = self.constrain(tokens_BT, "looked_up_bt")
         x_BTD = jnp.take(self.embedding[...], tokens_BT, axis=0).astype(self.dtype)
         x_BTD = self.constrain(x_BTD, "embedded_btd")
         if images_NQD is not None:
-            images_NQD = self.constrain(self.constrain(images_NQD, "turned_nqd"), "embedded_nqd")
+            slots_BT = self.constrain(slots_BT, "looked_up_bt")
+            images_NQD = self.constrain(self.constrain(images_NQD, "images_by_copy_nqd"), "embedded_nqd")
             x_BTD = self.constrain(merge_images(x_BTD, images_NQD, slots_BT), "embedded_btd")
         x_BTD = self.constrain(x_BTD * math.sqrt(text.width), "act_btd")
         if text.positions != "xpos":

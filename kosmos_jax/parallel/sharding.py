@@ -29,9 +29,11 @@ class Shardings:
     act_btd: P = P(ROWS, "context", None)
     # While text and images are looked up and merged, the width is split and not the rows: what tokens look up lies on
     # their own device, and so does what their gradients are added to. One exchange inside a copy leads to act_btd.
-    asked_bt: P = P("data", "context")
+    looked_up_bt: P = P("data", "context")
     embedded_btd: P = P("data", "context", "fsdp")
-    turned_nqd: P = P("data", None, "fsdp")
+    # Images come there in two steps, inside a copy of the state and then between copies: in one step XLA would first
+    # give all of them whole to every device.
+    images_by_copy_nqd: P = P("data", None, "fsdp")
     embedded_nqd: P = P(None, None, "fsdp")
     heads_bthk: P = P(ROWS, "context", "tensor", None)
     keys_bthk: P = P(ROWS, None, "tensor", None)
@@ -125,13 +127,13 @@ def assert_sharded(tree, shardings, mesh, tolerance=0.02):
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     sizes = [math.prod(leaf.shape) * leaf.dtype.itemsize for _, leaf in leaves]
     counts = min(MIB, tolerance * sum(sizes))
-    whole = sorted(
+    whole = [
         (size, f"{jax.tree_util.keystr(path)} {leaf.shape}")
         for (path, leaf), size, sharding in zip(leaves, sizes, jax.tree.leaves(shardings), strict=True)
         if size > counts and sharding.is_fully_replicated
-    )
+    ]
     if sum(size for size, _ in whole) > tolerance * sum(sizes):
-        largest = whole[: -4 : -1]
+        largest = sorted(whole, reverse=True)[:3]
         named = "; ".join(f"{name} ({100 * size / sum(sizes):.1f}% of all bytes)" for size, name in largest)
         more = f", and {len(whole) - 3} more" if len(whole) > 3 else ""
         raise UserError(

@@ -56,7 +56,8 @@ def fit(config, topology: Topology, mesh_name: str | None = None) -> Plan:
                 plan = _try(config, topology, Candidate(name, microbatches, remat))
                 if plan is None:
                     continue
-                if smallest is None or plan.used < smallest.used:
+                # One that was not compiled counts its state alone.
+                if smallest is None or (not plan.state_fits, plan.used) < (not smallest.state_fits, smallest.used):
                     smallest = plan
                 if plan.fits or not plan.state_fits:
                     break

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import threading
+import traceback
 from multiprocessing.connection import wait
 
 from kosmos_jax.config import from_json, to_json
@@ -44,8 +45,10 @@ def _answer(sender, make, *question) -> None:
     threading.Thread(target=lambda: (wait([parent]), os._exit(1)), daemon=True).start()
     try:
         sender.send(make(*question))
-    except Exception as error:  # noqa: BLE001  It belongs to the process that asked.
+    except UserError as error:
         sender.send(error)
+    except Exception:
+        sender.send(RuntimeError(traceback.format_exc()))  # not every error can be sent, nor its traceback
 
 
 def _plan(config_json: str, topology: str, slices: int, mesh_name: str | None, changes: dict):

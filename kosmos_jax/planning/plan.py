@@ -3,7 +3,8 @@
 import collections
 import math
 import time
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
+from functools import partial
 
 import jax
 import numpy as np
@@ -23,6 +24,8 @@ from kosmos_jax.training.record import parameter_counts
 
 # XLA chooses the tiles of its Triton products by timing them; where there is no GPU to time them on, it may fail.
 WITHOUT_DEVICE = {"tpu": {}, "gpu": {"xla_gpu_enable_triton_gemm": False}}
+
+NOT_ASKED = "the compiler was not asked: parameters, optimizer and batches are too large"
 
 
 @dataclass(frozen=True)
@@ -137,9 +140,10 @@ def make_plan(config, topology: Topology) -> Plan:
     mesh = make_mesh(config.mesh, make_devices(topology))
     step, batch = make_step(config, mesh), batch_shapes(config, mesh)
     arguments = memory.argument_bytes(step, batch, batch_shardings(mesh))
-    empty = _plan(config, topology, mesh, step, batch, memory.without_program(arguments, 0), 0.0)
+    plan = partial(_plan, config, topology, mesh, step, batch)
+    empty = plan(memory.without_program(arguments, 0), 0.0, notes=(NOT_ASKED,))
     if not empty.state_fits:
-        return replace(empty, notes=("the compiler was not asked: parameters, optimizer and batches are too large",))
+        return empty
     lowered = step.function.lower(step.abstract, batch)
     start = time.perf_counter()
     try:
@@ -151,12 +155,11 @@ def make_plan(config, topology: Topology) -> Plan:
                 f"the compiler cannot make a program for {topology} with mesh {dict(mesh.shape)}: "
                 f"{str(error).splitlines()[0][:300]}"
             ) from error
-        known = memory.without_program(arguments, temporaries)
-        return _plan(config, topology, mesh, step, batch, known, time.perf_counter() - start)
+        return plan(memory.without_program(arguments, temporaries), time.perf_counter() - start)
     seconds = time.perf_counter() - start
     held = memory.by_kind(compiled.memory_analysis(), arguments)
     examined = _examined(compiled, config, topology, mesh, step, batch)
-    return _plan(config, topology, mesh, step, batch, held, seconds, **examined)
+    return plan(held, seconds, **examined)
 
 
 def _plan(config, topology, mesh, step, batch, held, compile_seconds, **examined) -> Plan:

@@ -1,5 +1,6 @@
-"""How to run a model on a topology, by arithmetic alone: mesh, microbatches and remat to begin with."""
+"""How to run a model on a topology: mesh, microbatches and remat by arithmetic, then mended by the compiler's word."""
 
+from kosmos_jax.errors import UserError
 from kosmos_jax.model import abstract_model
 from kosmos_jax.parallel.topology import Topology
 from kosmos_jax.planning.fit import Candidate, microbatch_counts
@@ -19,8 +20,9 @@ STATE_SHARE, ROWS_SHARE = 0.4, 0.35
 def rule(config, topology: Topology) -> Candidate:
     """The combination to try first.
 
-    - One copy of the state in each group that the fast network joins (hsdp), so that the slow one carries gradients
-      alone; one copy in all (fsdp) where that comes to the same, or where a group is too small for it.
+    - One copy of the state in each group that the fast network joins, or several in a large one (hsdp), so that the
+      slow one carries no weights; one copy in all (fsdp) where that comes to the same, or where 64 devices of a group
+      do not hold one.
     - Remat "full": a row keeps its layers' inputs, 2 bytes x layers x tokens x width, and no more.
     - The fewest microbatches whose rows, with the scores of a chunk, take no more than their share of the memory.
 
@@ -59,7 +61,12 @@ def plan_by_rule(config, topology: Topology) -> Plan:
     for count in microbatch_counts(config, topology, first.mesh):
         if count < first.microbatches:
             continue
-        plan = isolated_plan(config, topology, first.mesh, **first._replace(microbatches=count).changes)
+        try:
+            plan = isolated_plan(config, topology, first.mesh, **first._replace(microbatches=count).changes)
+        except UserError:
+            if best is None:
+                raise
+            return best
         if best and (not plan.fits or plan.roofline.seconds >= best.roofline.seconds):
             return best
         if plan.fits:

@@ -54,8 +54,9 @@ def costs(cells: dict[str, dict], prices: dict[str, float]) -> str:
     titles = f"{'model':8}{'hardware':20}{'days':>8}{'chip-hours':>12}{'cost':>14}"
     lines = [f"at least, for {PAPER_STEPS:,} steps:", titles]
     for size, topology in _keys():
-        seconds = cells.get(key(size, topology), {}).get("step_seconds_at_least")
-        if seconds and topology.chip.name in prices:
+        cell = cells.get(key(size, topology), {})
+        if cell.get("fits") and topology.chip.name in prices:
+            seconds = cell["step_seconds_at_least"]
             hours = _chip_hours(seconds, topology.all_chips)
             days, cost = seconds * PAPER_STEPS / DAY, hours * prices[topology.chip.name]
             lines.append(f"{size:8}{topology!s:20}{days:8.1f}{hours:12,.0f}{cost:14,.0f}")

@@ -177,7 +177,10 @@ def _traffic(instruction: Instruction, computation: Computation, program: Progra
     if instruction.opcode == "fusion":
         return _fusion_traffic(instruction, computation, program)
     read = sum(_in_memory(computation[name]) for name in set(instruction.operands) if name in computation)
-    return read + _in_memory(instruction)
+    # The result of most collectives that start repeats what they are given.
+    repeated = len(instruction.operands) if instruction.opcode.endswith("-start") else 0
+    written = instruction.arrays[repeated:] or instruction.arrays
+    return read + sum(array.bytes for array in written if array.space == 0)
 
 
 def _in_memory(instruction: Instruction) -> int:
@@ -190,7 +193,7 @@ def _in_flight(instruction: Instruction) -> bool:
 
 
 def _fusion_traffic(fusion: Instruction, computation: Computation, program: Program) -> float:
-    """Of a fusion that only passes arrays on, as those do that lie between start and end of a collective, nothing."""
+    """Bytes that a fusion reads and writes. What it only passes on, as a collective in flight, is neither."""
     inner = program.computations[fusion.called["calls"][0]]
     parameters = {int(i.operands[0]): i.name for i in inner.values() if i.opcode == "parameter"}
     total = 0.0

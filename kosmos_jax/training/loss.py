@@ -28,7 +28,7 @@ class _Chunks:
     """
 
     def __init__(self, rows: int, tokens: int, wanted: int, splits: tuple[int, int, int]):
-        """Args: wanted: tokens of a chunk on each device, 0 for all. splits: see `constrain`."""
+        """Args: wanted: tokens of a chunk on each device, 0 for all. splits: see kosmos_jax.model.layers.Unpinned."""
         copies, inside, parts = splits
         self.copies, self.row_shards = (copies, copies * inside) if rows % (copies * inside) == 0 else (1, 1)
         self.parts = parts if tokens % parts == 0 else 1
@@ -70,7 +70,7 @@ def cross_entropy(hidden_BTD, table_VD, targets_BT, chunk: int, constrain=unpinn
       hidden_BTD: float[B, T, D], the decoder's output.
       table_VD: float32[V, D], the embedding table; it multiplies in the dtype of `hidden_BTD`, its gradient is float32.
       targets_BT: int32[B, T], the token to predict, -1 for none.
-      chunk: tokens that each device scores at once, as near as rows can be cut to it from below; 0 for all.
+      chunk: tokens that each device scores at once, at most (one of each of its rows at least); 0 for all.
       constrain: pins shardings on a mesh, and knows how it splits the tokens.
 
     Returns:
@@ -107,7 +107,8 @@ def _forward(hidden_BTD, table_VD, targets_BT, chunk, constrain):
         return constrain(gradient_RDV, "partial_rdv"), (nll_Bt, gradient_BtD)
 
     # The width comes first because it is what devices will share: TPUs exchange no slices of the last dimension.
-    zero_RDV = jnp.zeros((chunks.row_shards * chunks.parts, *head_VD.T.shape), jnp.float32)
+    vocabulary, width = head_VD.shape
+    zero_RDV = jnp.zeros((chunks.row_shards * chunks.parts, width, vocabulary), jnp.float32)
     zero_RDV = constrain(zero_RDV, "partial_rdv")
     inputs = chunks.cut(hidden_BTD), chunks.cut(targets_BT)
     gradient_RDV, (nll_CBt, gradient_CBtD) = jax.lax.scan(body, zero_RDV, inputs)

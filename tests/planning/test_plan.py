@@ -1,9 +1,12 @@
-"""Plans: memory as the compiler has it, refusals in words, the search, and one real compilation for a TPU."""
+"""Plans: memory as the compiler has it, refusals in words, the search, and real compilations for TPUs and GPUs."""
 
 import argparse
 import dataclasses
 import json
 import os
+import subprocess
+import sys
+import time
 from functools import partial
 from pathlib import Path
 
@@ -139,9 +142,11 @@ def test_a_state_that_is_too_large_names_the_devices_that_would_hold_it():
     plan = dataclasses.replace(example(fits=False), memory=held | {"waiting batches": 2**30}, limit=8 * 2**30)
     assert not plan.state_fits
     assert advice.advice(plan) == [
-        "one copy of parameters and optimizer is 160 GiB: more than 20 devices, each with a part of it"
+        "one copy of parameters and optimizer is 160 GiB: it takes more than 20 devices, each with a part of it"
     ]
-    assert "--mesh fsdp" in advice.advice(dataclasses.replace(plan, mesh=plan.mesh | {"data": 2}))[-1]
+    assert "mesh.data=2" in advice.advice(dataclasses.replace(plan, mesh=plan.mesh | {"data": 2}))[-1]
+    batches = held | {"parameters": 2**30, "waiting batches": 2**30}
+    assert "batch_rows" in advice.advice(dataclasses.replace(plan, memory=batches))[0]
 
 
 def test_a_plan_names_what_binds():
@@ -214,6 +219,7 @@ def test_rows_that_do_not_divide_are_an_error_with_what_to_try():
         (1, {}, [1], 1),
         (1, {1: 4.0, 3: 2.0, 9: 3.0}, [1, 3, 9], 3),  # reading memory binds: more, until it gets no better
         (1, {1: 4.0, 3: 0.5}, [1, 3], 3),  # or until something else binds
+        (1, {1: 4.0, 3: None}, [1, 3], 1),  # or the compiler crashes
         (99, {}, [1, 3, 9], 9),  # nothing fits
     ],
 )
@@ -224,7 +230,10 @@ def test_a_plan_by_rule_takes_more_microbatches_where_they_help(fits_from, readi
         tried.append(training__microbatches)
         plan = example(fits=training__microbatches >= fits_from, microbatches=training__microbatches)
         if plan.roofline:
-            times = dataclasses.replace(plan.roofline, memory=reading.get(training__microbatches, 0.1))
+            memory_seconds = reading.get(training__microbatches, 0.1)
+            if memory_seconds is None:
+                raise UserError("crashed")
+            times = dataclasses.replace(plan.roofline, memory=memory_seconds)
             plan = dataclasses.replace(plan, roofline=times)
         return plan
 
@@ -249,6 +258,15 @@ def test_the_table_has_a_row_for_every_plan_and_for_every_failure():
     assert len(rows) == 2
     assert all(row.count("|") == len(table.COLUMNS) + 1 for row in rows)
     assert "fsdp=16" in rows[0] and "50%" in rows[0]
+
+
+def test_costs_are_those_of_runs_that_fit_at_a_price():
+    """16 chips for 300,000 steps of a second: 1,333 chip-hours."""
+    fits, fits_not = (dict(example(fits=fits).as_dict(), step_seconds_at_least=1.0) for fits in (True, False))
+    topology = parse("v5e:4x4")
+    cells = {table.key("0.4b", topology): fits, table.key("1.6b", topology): fits_not}
+    lines = table.costs(cells, dict(v5e=1.5, h100=9.0)).splitlines()
+    assert lines[2:] == ["0.4b    v5e:4x4                  3.5       1,333         2,000"]
 
 
 def needs(package):
@@ -353,7 +371,56 @@ def crash(*args):
     os.abort()
 
 
+def refuse(*args):
+    raise UserError("refused in words")
+
+
+def fail(*args):
+    raise KeyError("a bug")
+
+
+def endless(*args):
+    Path(args[0]).write_text(str(os.getpid()))
+    time.sleep(600)
+
+
 def test_a_compiler_that_crashes_is_an_error_in_words(config, monkeypatch):
     monkeypatch.setattr(isolated, "_plan", crash)
     with pytest.raises(UserError, match="crashed"):
         isolated.isolated_plan(config, parse("v5e:2x2"))
+
+
+@pytest.mark.parametrize("make, error, message", [(refuse, UserError, "refused"), (fail, RuntimeError, "a bug")])
+def test_what_is_raised_in_the_other_process_is_raised_here(make, error, message, config, monkeypatch):
+    monkeypatch.setattr(isolated, "_plan", make)
+    with pytest.raises(error, match=message):
+        isolated.isolated_plan(config, parse("v5e:2x2"))
+
+
+def test_the_compiler_ends_with_who_asked_for_it(tmp_path):
+    """SIGKILL leaves nobody to end it: it has to see for itself."""
+    place = tmp_path / "pid"
+    code = f"""
+from tests.planning.test_plan import endless
+from kosmos_jax.planning import isolated
+isolated._plan, isolated.to_json = endless, lambda config: {str(place)!r}
+from kosmos_jax.parallel.topology import parse
+if __name__ == "__main__":
+    isolated.isolated_plan(None, parse("v5e:2x2"))
+"""
+    script = tmp_path / "asks.py"
+    script.write_text(code)
+    asks = subprocess.Popen([sys.executable, script], env=os.environ | {"PYTHONPATH": str(DOCS.parent)})
+    wait_for(place.exists)
+    time.sleep(0.2)
+    compiles = int(place.read_text())
+    asks.kill()
+    asks.wait()
+    wait_for(lambda: not Path(f"/proc/{compiles}").exists())
+
+
+def wait_for(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.1)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kosmos_jax.training.loss import chunk_length, cross_entropy
+from kosmos_jax.training.loss import _Chunks, chunk_length, cross_entropy
 
 
 def dense(hidden, table, targets):
@@ -21,7 +21,7 @@ def example(rows=3, length=12, width=8, vocab=50):
     return hidden, table, jax.random.randint(keys[2], (rows, length), -1, vocab)
 
 
-@pytest.mark.parametrize("chunk", [0, 1, 4, 5, 12, 100])
+@pytest.mark.parametrize("chunk", [0, 1, 12, 15, 36, 300])
 def test_chunks_change_neither_loss_nor_gradients(chunk):
     hidden, table, targets = example()
     ours = jax.value_and_grad(lambda h, t: 2.5 * cross_entropy(h, t, targets, chunk)[0], argnums=(0, 1))
@@ -48,6 +48,27 @@ def test_a_batch_without_targets_has_zero_loss_and_zero_gradient():
 @pytest.mark.parametrize("tokens, wanted, length", [(2048, 256, 256), (12, 5, 4), (7, 3, 1), (8, 0, 8), (8, 99, 8)])
 def test_a_chunk_divides_the_row(tokens, wanted, length):
     assert chunk_length(tokens, wanted) == length
+
+
+@pytest.mark.parametrize(
+    "rows, tokens, wanted, splits, parts, chunks",
+    [
+        (8, 64, 128, (1, 4, 1), 1, 1),  # two rows on a device, all of their 64 tokens
+        (8, 64, 64, (1, 4, 1), 1, 2),
+        (8, 64, 64, (2, 2, 1), 1, 2),
+        (8, 64, 64, (1, 4, 2), 2, 1),  # half a row each
+        (8, 64, 0, (1, 4, 1), 1, 1),
+        (8, 64, 1, (1, 4, 1), 1, 64),  # one token of each row is the least
+        (6, 64, 64, (1, 4, 1), 1, 8),  # rows that do not divide are on every device
+        (8, 63, 63, (1, 8, 2), 1, 1),  # nor do these tokens
+    ],
+)
+def test_a_chunk_counts_the_tokens_of_a_device(rows, tokens, wanted, splits, parts, chunks):
+    cut = _Chunks(rows, tokens, wanted, splits)
+    x = jnp.arange(rows * tokens).reshape(rows, tokens)
+    assert cut.parts == parts
+    assert cut.cut(x).shape == (chunks, rows, tokens // chunks)
+    np.testing.assert_array_equal(cut.joined(cut.cut(x)), x)
 
 
 def test_the_compiled_gradient_never_holds_all_scores_of_the_papers_vocabulary():
