@@ -106,7 +106,6 @@ def _forward(hidden_BTD, table_VD, targets_BT, chunk, constrain):
         )
         return constrain(gradient_RDV, "partial_rdv"), (nll_Bt, gradient_BtD)
 
-    # The width comes first because it is what devices will share: TPUs exchange no slices of the last dimension.
     vocabulary, width = head_VD.shape
     zero_RDV = jnp.zeros((chunks.row_shards * chunks.parts, width, vocabulary), jnp.float32)
     zero_RDV = constrain(zero_RDV, "partial_rdv")
