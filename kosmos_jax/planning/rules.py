@@ -1,7 +1,10 @@
 """How to run a model on a topology: mesh, microbatches and remat by arithmetic, then mended by the compiler's word."""
 
+from dataclasses import replace
+
 from kosmos_jax.errors import UserError
 from kosmos_jax.model import abstract_model
+from kosmos_jax.parallel.hardware import GIB
 from kosmos_jax.parallel.topology import Topology
 from kosmos_jax.planning.fit import Candidate, microbatch_counts
 from kosmos_jax.planning.isolated import isolated_plan
@@ -57,7 +60,7 @@ def plan_by_rule(config, topology: Topology) -> Plan:
       UserError: it cannot be compiled, or see `rule`.
     """
     examine_only()
-    first, best = rule(config, topology), None
+    first, best, tried = rule(config, topology), None, []
     for count in microbatch_counts(config, topology, first.mesh):
         if count < first.microbatches:
             continue
@@ -66,11 +69,20 @@ def plan_by_rule(config, topology: Topology) -> Plan:
         except UserError:
             if best is None:
                 raise
-            return best
+            break
+        tried.append(plan)
         if best and (not plan.fits or plan.roofline.seconds >= best.roofline.seconds):
-            return best
+            break
         if plan.fits:
             best = plan
         if not plan.state_fits or (best and best.roofline.binding != "HBM"):
             break
-    return best or plan
+    best = best or tried[-1]
+    return replace(best, notes=(*best.notes, *(_outcome(plan) for plan in tried if plan is not best)))
+
+
+def _outcome(plan: Plan) -> str:
+    """For the reader of a plan that was preferred to this one."""
+    at_least = f"a step takes at least {plan.roofline.seconds:.3f} s" if plan.roofline else "the compiler refused"
+    room = f"{plan.used / GIB:.1f} of {plan.limit / GIB:.1f} GiB"
+    return f"tried as well: {plan.settings['microbatches']} microbatches, {room}, {at_least}"

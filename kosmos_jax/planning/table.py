@@ -171,7 +171,8 @@ What keeps the others from 60%, in the planner's words:
 
 
 def _weak(cells: dict[str, dict]) -> str:
-    return "".join(f"- {name}: {'; '.join(cell['advice'])}\n" for name, cell in cells.items() if cell.get("advice"))
+    weak = {name: cell for name, cell in cells.items() if cell.get("advice")}
+    return "".join(f"- {name}: {'; '.join([*cell['advice'], *cell['notes']])}\n" for name, cell in weak.items())
 
 
 if __name__ == "__main__":

@@ -242,6 +242,8 @@ def test_a_plan_by_rule_takes_more_microbatches_where_they_help(fits_from, readi
     plan = rules.plan_by_rule(load_config(f"{SIZES}:1.6b"), parse("v5p:4x4x4"))
     assert tried == asked
     assert plan.settings["microbatches"] == taken
+    others = [count for count in asked if count != taken and reading.get(count, 0) is not None]
+    assert [note.split()[3] for note in plan.notes] == [str(count) for count in others]
 
 
 def test_meshes_that_come_to_the_same_are_tried_once(config):
