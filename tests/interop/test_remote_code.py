@@ -193,6 +193,19 @@ def test_several_samples_of_rows_with_several_images_see_their_own(model, proces
     assert samples.tolist() == greedy.repeat_interleave(2, dim=0).tolist()
 
 
+def test_generation_reads_the_prompt_once_and_then_a_token_at_a_time(model, processor, images, monkeypatch):
+    lengths, read = [], model.model.read
+
+    def counted(input_ids, *args, **kwargs):
+        lengths.append(input_ids.shape[1])
+        return read(input_ids, *args, **kwargs)
+
+    monkeypatch.setattr(model.model, "read", counted)
+    prompt = processor(text="<image> is", images=images[:1])
+    model.generate(**prompt, do_sample=False, max_new_tokens=4)
+    assert lengths == [prompt["input_ids"].shape[1], 1, 1, 1]
+
+
 def test_a_conversation_goes_on_from_its_cache_with_one_more_image(model, processor, images):
     options, q = dict(do_sample=False, max_new_tokens=5), processor.image_processor.num_image_tokens
     asked = processor(text="<image> is", images=images[:1])

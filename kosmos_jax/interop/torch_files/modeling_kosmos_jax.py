@@ -44,6 +44,7 @@ class KosmosJaxForConditionalGeneration(PreTrainedModel, GenerationMixin):
         use_cache=None,
         logits_to_keep=0,
         return_dict=None,
+        cache=None,
         **kwargs,
     ):
         """Scores of the token after each.
@@ -55,13 +56,15 @@ class KosmosJaxForConditionalGeneration(PreTrainedModel, GenerationMixin):
           attention_mask: int64[B, S], 0 for padding on either side; S counts the tokens in `past_key_values` too.
           position_ids, segment_ids: for rows that hold several documents, see kosmos_torch.py.
           past_key_values: transformers' `DynamicCache`, which takes up the T tokens; `use_cache` makes one.
+          cache: what transformers calls `past_key_values` since 5.24.
           labels: int64[B, T], the tokens themselves, -100 where nothing is to be predicted; shifted here.
           logits_to_keep: only the last so many; 1 is the row's last token, even with padding behind it. 0 for all.
 
         Returns:
           `CausalLMOutputWithPast` with float[B, T, V] logits.
         """
-        cache = DynamicCache() if use_cache and past_key_values is None else past_key_values
+        cache = past_key_values if cache is None else cache
+        cache = DynamicCache() if use_cache and cache is None else cache
         hidden = self.model.read(
             input_ids, image_slots, pixel_values, attention_mask, position_ids, segment_ids, cache=cache
         )
@@ -84,13 +87,15 @@ class KosmosJaxForConditionalGeneration(PreTrainedModel, GenerationMixin):
         attention_mask=None,
         past_key_values=None,
         logits_to_keep=1,
+        cache=None,
         **kwargs,
     ):
         """The tokens that the cache does not hold, and the images if one of them may stand there.
 
         Positions follow from the mask. Whatever transformers counts is for rows without padding.
         """
-        past = 0 if past_key_values is None else int(past_key_values.get_seq_length())
+        cache = past_key_values if cache is None else cache
+        past = 0 if cache is None else int(cache.get_seq_length())
         if image_slots is not None:
             if past < image_slots.shape[1]:
                 image_slots = F.pad(image_slots, (0, input_ids.shape[1] - image_slots.shape[1]), value=-1)[:, past:]
@@ -101,7 +106,7 @@ class KosmosJaxForConditionalGeneration(PreTrainedModel, GenerationMixin):
             image_slots=image_slots,
             pixel_values=pixel_values,
             attention_mask=attention_mask,
-            past_key_values=past_key_values,
+            past_key_values=cache,
             logits_to_keep=logits_to_keep,
         )
 
