@@ -60,7 +60,8 @@ def run(
       otherwise 0.
     """
     coordinator = coordinator or f"127.0.0.1:{free_port()}"
-    processes, printers = [], []
+    processes, printers, arrived = [], [], []
+    previous = _forward_signals(processes, arrived)
     for index in range(here):
         flags = [f"--coordinator={coordinator}", f"--processes={total or here}", f"--process-id={first + index}"]
         # As under Slurm: all GPUs are visible, and JAX takes the one of the local rank.
@@ -74,9 +75,10 @@ def run(
             start_new_session=True,
         )
         processes.append(process)
+        for number in arrived:  # before this one was there
+            process.send_signal(number)
         printers.append(threading.Thread(target=_print_lines, args=(process.stdout, first + index), daemon=True))
         printers[-1].start()
-    previous = _forward_signals(processes)
     try:
         return _wait(processes, first, grace)
     finally:
@@ -100,9 +102,8 @@ def _print_lines(stream, rank: int):
         sys.stdout.flush()
 
 
-def _forward_signals(processes) -> dict:
-    """Passes SIGTERM and SIGINT on; returns the handlers that were there before, by signal."""
-    arrived = []
+def _forward_signals(processes, arrived) -> dict:
+    """Passes SIGTERM and SIGINT on, and notes them; returns the handlers that were there before, by signal."""
 
     def forward(number, frame):
         arrived.append(number)
