@@ -28,9 +28,9 @@ class Candidate(NamedTuple):
 def fit(config, topology: Topology, mesh_name: str | None = None) -> Plan:
     """Tries remat x microbatches x meshes.
 
-    Of each mesh and remat the fewest microbatches that fit are the best: more of them gather the weights more often. So
-    one climbs from few to many and stops at the first that fits; and what keeps more activations than a combination
-    that did not fit is not tried.
+    Of each mesh and remat the fewest microbatches that fit are taken, because more of them gather the weights more
+    often: one climbs from few to many and stops at the first that fits. (Where reading memory binds, more can still be
+    better; `plan_by_rule` goes on.) What keeps more activations than a combination that did not fit is not tried.
 
     Args:
       mesh_name: try this preset alone.
