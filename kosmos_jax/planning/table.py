@@ -56,15 +56,16 @@ def costs(cells: dict[str, dict], prices: dict[str, float]) -> str:
     for size, topology in _keys():
         cell = cells.get(key(size, topology), {})
         if cell.get("fits") and topology.chip.name in prices:
-            seconds = cell["step_seconds_at_least"]
-            hours = _chip_hours(seconds, topology.all_chips)
-            days, cost = seconds * PAPER_STEPS / DAY, hours * prices[topology.chip.name]
+            days, hours = _days_and_chip_hours(cell)
+            cost = hours * prices[topology.chip.name]
             lines.append(f"{size:8}{topology!s:20}{days:8.1f}{hours:12,.0f}{cost:14,.0f}")
     return "\n".join(lines)
 
 
-def _chip_hours(step_seconds: float, chips: int) -> float:
-    return step_seconds * PAPER_STEPS / 3600 * chips
+def _days_and_chip_hours(cell: dict) -> tuple[float, float]:
+    """At least, for all steps."""
+    days = cell["step_seconds_at_least"] * PAPER_STEPS / DAY
+    return days, 24 * days * cell["chips"]
 
 
 def _keys() -> list[tuple[str, Topology]]:
@@ -88,9 +89,8 @@ def _row(size: str, cell: dict) -> list[str]:
     used = f"{cell['used'] / GIB:.1f} of {cell['limit'] / GIB:.1f}" + ("" if cell["fits"] else ", does not fit")
     speed = [""] * 5
     if seconds:
-        days = seconds * PAPER_STEPS / DAY
-        speed = [f"{seconds:.2f}", cell["binding"], f"{cell['mfu']:.0%}", f"{days:.1f}"]
-        speed.append(f"{_chip_hours(seconds, cell['chips']):,.0f}")
+        days, hours = _days_and_chip_hours(cell)
+        speed = [f"{seconds:.2f}", cell["binding"], f"{cell['mfu']:.0%}", f"{days:.1f}", f"{hours:,.0f}"]
     plain = [settings["remat"], str(settings["microbatches"]), str(settings["rows"])]
     return [size, cell["topology"], mesh, *plain, used, *speed, f"{cell['compile_seconds']:.0f}"]
 

@@ -90,5 +90,7 @@ def test_ten_updates(packed, changes):
         found = theirs[name if packed else names.kosmos2(name)]
         if name == "vision.patch.weight" and not packed:
             found = torch.from_numpy(names.from_convolution(found.numpy()))
-        # A bias of keys moves all scores of a query alike: its gradient is rounding, of which Adam makes whole steps.
-        assert (tensor - found).abs().max() < (1e-3 if name.endswith("key.bias") else 1e-4), name
+        # Where keys are not rotated, their bias moves all scores of a query alike: its gradient is rounding, of which
+        # Adam makes whole steps.
+        rounding = config.model.text.positions == "sinusoidal" and name.endswith("key.bias")
+        assert (tensor - found).abs().max() < (1e-3 if rounding else 1e-4), name

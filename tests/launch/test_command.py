@@ -95,7 +95,7 @@ def test_the_planner_is_asked_before_chips_are(programs, planner):
     launch(arguments("--job", job_file("kosmos1_v5e"), "--on", "gke"))
     (asked,) = planner.asked
     assert (asked.config, asked.topology, asked.slices) == ("configs/kosmos1.py", "v5e:16x16", 2)
-    assert "--config.data.batch_rows=512" in asked.overrides
+    assert asked.overrides == [f"--config.{key}" for key in ("data.batch_rows=512", "mesh.data=8", "mesh.fsdp=64")]
 
 
 def test_a_job_that_does_not_fit_is_not_submitted(programs, planner):
