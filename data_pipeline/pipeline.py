@@ -92,6 +92,8 @@ def _batches(mixture, first_step, last_step, rows, images):
     options = tf.data.Options()
     options.threading.private_threadpool_size = data.decode_threads
     options.experimental_optimization.inject_prefetch = False
+    # Nothing here is tuned, and closing the iterator can wait a minute for the thread that would.
+    options.autotune.enabled = False
     bad, last = {}, ""
     for step, stats, *values in dataset.with_options(options).as_numpy_iterator():
         if _interpreter_ends.is_set():

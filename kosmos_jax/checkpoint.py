@@ -1,19 +1,21 @@
-"""Checkpoints: asynchronous, sharded, and whole: weights, optimizer, step, data state, config and tokenizer in one.
+"""Checkpoints: asynchronous, sharded and self-contained: weights, optimizer, step, data state, config and tokenizer.
 
 A step's folder holds these Orbax items:
 
     params    path -> array: what inference, evaluation and export read
     average   the moving average of the weights, when training.ema_decay is set; inference then prefers it
     training  optimizer state and counters: what resuming needs besides
-    run       JSON: config, tokenizer, the data pipeline's few integers, versions
+    run       JSON: config, tokenizer, the data pipeline's few integers, versions, checksums of all arrays
+
+and `commit_success.txt`, which comes last: a folder without it was never finished, and nobody reads it.
 
 It restores onto any mesh: shapes and shardings come from the caller, each process reads only its own bytes.
 """
 
 import base64
+import json
 import logging
-import re
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,12 +24,20 @@ import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
 from data_pipeline.tokenizer import Tokenizer
+from kosmos_jax.checksums import checksums, names
 from kosmos_jax.config import from_json, to_json
 from kosmos_jax.errors import UserError
 from kosmos_jax.model import STACKS, abstract_model
 
 log = logging.getLogger(__name__)
 ITEMS = ("params", "average", "training", "run")
+COMMITTED = "commit_success.txt"
+# Written where they stay and committed by one more file: in a bucket, renaming a folder is many operations.
+IN_PLACE = ocp.options.AtomicityOptions(mode=ocp.options.AtomicityMode.COMMIT_FILE)
+
+
+class Damaged(UserError):
+    """A checkpoint whose files can be read and do not hold what was written."""
 
 
 def make_manager(workdir, keep_last=None, keep_every=None) -> ocp.CheckpointManager:
@@ -37,28 +47,26 @@ def make_manager(workdir, keep_last=None, keep_every=None) -> ocp.CheckpointMana
         keep_period=keep_every or None,
         enable_async_checkpointing=True,
         cleanup_tmp_directories=True,
+        atomicity_options=IN_PLACE,
     )
     return ocp.CheckpointManager(Path(workdir).absolute() / "checkpoints", options=options, item_names=ITEMS)
 
 
-def run_record(config, tokenizer, abstract_state, data_state: dict) -> dict:
-    """The `run` item."""
-    return {
-        "arrays": _shapes(abstract_state),
-        "data": data_state,
-        **_described(config, tokenizer),
-    }
-
-
-def _described(config, tokenizer) -> dict[str, str]:
-    """The part of the `run` item that inference needs, and the version that wrote it."""
-    encoded = base64.b64encode(tokenizer.model_bytes).decode()
-    return {"config": to_json(config), "tokenizer": encoded, "jax": jax.__version__}
-
-
-def _training_part(state) -> dict:
+def items(state) -> dict[str, dict]:
+    """The arrays of a TrainState, or their shapes or shardings, by item."""
     fields = ("step", "optimizer", "skipped", "skipped_in_row", "typical_norm")
-    return {name: getattr(state, name) for name in fields}
+    found = {"params": state.parameters, "training": {name: getattr(state, name) for name in fields}}
+    return found | ({"average": state.average} if state.average else {})
+
+
+def _described(config, tokenizer, arrays: dict[str, dict]) -> dict:
+    """The part of the `run` item that inference needs, and the version that wrote it."""
+    return {
+        "config": to_json(config),
+        "tokenizer": base64.b64encode(tokenizer.model_bytes).decode(),
+        "jax": jax.__version__,
+        "checksums": {item: checksums(tree) for item, tree in arrays.items()},
+    }
 
 
 def _weights(params) -> ocp.args.StandardSave:
@@ -67,27 +75,29 @@ def _weights(params) -> ocp.args.StandardSave:
     return ocp.args.StandardSave(params, {path: ocp.SaveArgs(shard_axes=axes[path]) for path in params})
 
 
-def save(manager, state, run: dict) -> None:
-    """Starts to save `state` under its step; returns once the arrays are copied to the host."""
-    items = {
-        "params": _weights(state.parameters),
-        "training": ocp.args.StandardSave(_training_part(state)),
-        "run": ocp.args.JsonSave(run),
-    }
-    if state.average:
-        items["average"] = _weights(state.average)
-    manager.save(int(state.step), args=ocp.args.Composite(**items), force=True)
+def save(manager, state, config, tokenizer, data_state: dict) -> None:
+    """Starts to save `state` under its step; returns once the arrays are copied to the host.
+
+    Raises:
+      Exception: of many kinds, what went wrong with this save or with the one before it.
+    """
+    arrays = items(state)
+    run = {"arrays": shapes_of(arrays), "data": data_state, **_described(config, tokenizer, arrays)}
+    args = {item: _weights(tree) for item, tree in arrays.items() if item != "training"}
+    args |= {"training": ocp.args.StandardSave(arrays["training"]), "run": ocp.args.JsonSave(run)}
+    manager.save(int(state.step), args=ocp.args.Composite(**args), force=True)
 
 
 def save_weights(workdir, params, config, tokenizer) -> None:
     """A checkpoint of weights alone, as step 0: inference, export and `init.checkpoint` take it."""
-    items = {"params": _weights(params), "run": ocp.args.JsonSave(_described(config, tokenizer))}
+    run = _described(config, tokenizer, {"params": params})
     with make_manager(workdir) as manager:
-        manager.save(0, args=ocp.args.Composite(**items))
+        manager.save(0, args=ocp.args.Composite(params=_weights(params), run=ocp.args.JsonSave(run)))
 
 
-def _run_of(manager, step: int) -> dict:
-    return manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore()))["run"]
+def read_run(folder: Path) -> dict:
+    """The `run` item of a step's folder."""
+    return json.loads((folder / "run" / "metadata").read_text())
 
 
 def placed(tree, shardings):
@@ -95,17 +105,19 @@ def placed(tree, shardings):
     return jax.tree.map(lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), tree, shardings)
 
 
-def _shapes(state) -> dict[str, list[int]]:
-    """Shape of every array of a state by its name, e.g. {".trainable['embedding']": [64007, 2048], ...}."""
-    leaves = jax.tree_util.tree_leaves_with_path(state)
-    return {jax.tree_util.keystr(path): list(leaf.shape) for path, leaf in leaves}
+def shapes_of(arrays: dict[str, dict]) -> dict[str, list[int]]:
+    """Shape of every array by its name, e.g. {"params.embedding": [64007, 2048], ...}."""
+    return {name: list(leaf.shape) for name, leaf in names(arrays).items()}
 
 
-def _refuse_other_model(folder, before: dict[str, list[int]], now: dict[str, list[int]]) -> None:
+def refuse_other_model(folder, before: dict[str, list[int]], now: dict[str, list[int]]) -> None:
     """A checkpoint of another model or optimizer is not damaged; it belongs to another run.
 
     Args:
       before, now: shapes of the checkpoint's arrays and of those that are wanted, by name.
+
+    Raises:
+      UserError: they differ.
     """
     differ = [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
     if differ:
@@ -116,68 +128,38 @@ def _refuse_other_model(folder, before: dict[str, list[int]], now: dict[str, lis
         )
 
 
-def resume(manager, abstract_state, shardings):
-    """The newest state that can be read whole, or None when there is no checkpoint.
+def read_item(folder: Path, item: str, wanted, sums: dict[str, int]):
+    """The arrays of one item, checked.
 
-    A checkpoint that cannot be read (a disk filled up, a file was cut short) is set aside under another name, loudly,
-    and the one before it is taken: losing some steps beats losing the run.
+    No process waits for another here, so one that fails can say so.
 
     Args:
-      manager: see `make_manager`.
-      abstract_state: TrainState of ShapeDtypeStruct.
-      shardings: TrainState of NamedSharding.
-
-    Returns:
-      (state, run record), or None.
+      folder: of a step.
+      wanted: tree of ShapeDtypeStruct with shardings.
+      sums: name -> checksum when it was written.
 
     Raises:
-      UserError: there are checkpoints and none can be read, or they hold another model.
+      Damaged: the arrays are not those that were written.
+      Exception: of many kinds, from Orbax and TensorStore, when it cannot be read.
     """
-    wanted = placed(abstract_state, shardings)
-    steps = sorted(manager.all_steps(), reverse=True)
-    for step in steps:
-        folder = Path(manager.directory) / str(step)
-        try:
-            run = _run_of(manager, step)
-            if "arrays" not in run:
-                raise UserError(
-                    f"{folder} holds weights and no state of a training run; start from it in a new --workdir with "
-                    f"--config.init.checkpoint={folder.parent.parent}"
-                )
-            _refuse_other_model(folder, run["arrays"], _shapes(abstract_state))
-            args = {
-                "params": ocp.args.StandardRestore(wanted.parameters),
-                "training": ocp.args.StandardRestore(_training_part(wanted)),
-            }
-            if wanted.average:
-                args["average"] = ocp.args.StandardRestore(wanted.average)
-            found = manager.restore(step, args=ocp.args.Composite(**args))
-        except (UserError, MemoryError, jax.errors.JaxRuntimeError):
-            raise  # not the checkpoint's fault
-        except Exception as error:  # noqa: BLE001  Orbax raises many kinds; any of them means: not this one.
-            aside = _free_name(folder.with_name(f"unreadable-{step}"))
-            log.error("CHECKPOINT %s CANNOT BE READ, it is set aside as %s: %s", folder, aside.name, _first_line(error))
-            if jax.process_index() == 0:
-                folder.rename(aside)
-            manager.reload()
-            continue
-        params = found["params"]
-        trainable = {path: params[path] for path in abstract_state.trainable}
-        frozen = {path: params[path] for path in abstract_state.frozen}
-        average = found["average"] if wanted.average else {}
-        state = type(abstract_state)(trainable=trainable, frozen=frozen, average=average, **found["training"])
-        return state, run
-    if steps:
-        raise UserError(f"{manager.directory}: none of the checkpoints {steps} can be read; start in another --workdir")
-    return None
+    with closing(ocp.StandardCheckpointHandler()) as handler:
+        arrays = handler.restore(folder / item, args=ocp.args.StandardRestore(wanted))
+    assert_intact(folder / item, checksums(arrays), sums)
+    return arrays
 
 
-def _free_name(path: Path) -> Path:
-    names = (path, *(path.with_name(f"{path.name}-{n}") for n in range(2, 1000)))
-    return next(name for name in names if not name.exists())
+def assert_intact(folder: Path, found: dict[str, int], written: dict[str, int]) -> None:
+    """Raises Damaged where a checksum is not the one that was written."""
+    differ = [name for name, number in found.items() if written.get(name) != number]
+    if differ:
+        raise Damaged(
+            f"{folder} is damaged: {len(differ)} of {len(found)} arrays are not what was written, such as {differ[0]}. "
+            "Take another step's folder"
+        )
 
 
-def _first_line(error) -> str:
+def first_line(error: Exception) -> str:
+    """An error in one line of bounded length."""
     first = (str(error).strip().splitlines() or ["no message"])[0]
     return f"{type(error).__name__}: {first[:200]}"
 
@@ -191,12 +173,14 @@ class Record:
       tokenizer: its tokenizer.
       step: updates done.
       directory: the step's folder.
+      checksums: item -> name -> checksum of each array.
     """
 
     config: ConfigDict
     tokenizer: Tokenizer
     step: int
     directory: Path
+    checksums: dict[str, dict[str, int]]
 
 
 @dataclass(frozen=True)
@@ -206,25 +190,32 @@ class Restored(Record):
     params: dict[str, jax.Array]
 
 
+def committed_steps(folder: Path) -> list[int]:
+    """The steps in a `checkpoints` folder whose writing came to its end, rising."""
+    found = folder.iterdir() if folder.is_dir() else ()
+    return sorted(int(path.name) for path in found if path.name.isdigit() and (path / COMMITTED).is_file())
+
+
 def step_directory(path) -> Path:
     """The folder of one step, given it, a `checkpoints` folder (the newest step) or a workdir.
 
     Raises:
       UserError: there is nothing of the kind.
     """
+    if "://" in str(path):
+        raise UserError(f"--checkpoint {path}: give a folder, such as a mounted bucket; addresses are not understood")
     path = Path(path).absolute()
     if not path.is_dir():
         siblings = sorted(p.name for p in path.parent.iterdir() if p.is_dir()) if path.parent.is_dir() else []
         raise UserError(f"--checkpoint {path}: no such folder; beside it there is {', '.join(siblings) or 'nothing'}")
-    if (path / "params").is_dir():
+    if (path / COMMITTED).is_file():
         return path
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-    steps = [int(p.name) for p in folder.iterdir() if re.fullmatch(r"\d+", p.name) and (p / "params").is_dir()]
-    if not steps:
-        raise UserError(
-            f"--checkpoint {path}: no checkpoint in it; give a workdir, its checkpoints/, or one step's folder"
-        )
-    return folder / str(max(steps))
+    if steps := committed_steps(folder):
+        return folder / str(steps[-1])
+    if (path / "params").is_dir():
+        raise UserError(f"--checkpoint {path}: its writing did not come to the end ({COMMITTED} is missing)")
+    raise UserError(f"--checkpoint {path}: no checkpoint in it; give a workdir, its checkpoints/, or one step's folder")
 
 
 def read_record(path) -> Record:
@@ -235,12 +226,11 @@ def read_record(path) -> Record:
     """
     directory = step_directory(path)
     with reading(directory):
-        options = ocp.CheckpointManagerOptions(read_only=True)
-        with ocp.CheckpointManager(directory.parent, options=options, item_names=ITEMS) as manager:
-            run = _run_of(manager, int(directory.name))
+        run = read_run(directory)
         config = from_json(run["config"])
         tokenizer = Tokenizer(base64.b64decode(run["tokenizer"]), kosmos2_tags=config.data.tokenizer.kosmos2_tags)
-    return Record(config, tokenizer, int(directory.name), directory)
+        step = run.get("data", {}).get("next_step", 0)
+        return Record(config, tokenizer, step, directory, run["checksums"])
 
 
 @contextmanager
@@ -249,7 +239,7 @@ def reading(directory: Path):
     try:
         yield
     except (ValueError, OSError, KeyError) as error:
-        raise UserError(f"{directory} cannot be read as a checkpoint: {_first_line(error)}") from error
+        raise UserError(f"{directory} cannot be read as a checkpoint: {first_line(error)}") from error
 
 
 def restore(path, shardings_of=None) -> Restored:
@@ -266,8 +256,7 @@ def restore(path, shardings_of=None) -> Restored:
     shapes = abstract_model(record.config.model)[1]
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     shardings = shardings_of(record.config, shapes) if shardings_of else {name: device for name in shapes}
-    params = restore_weights(record.directory, placed(shapes, shardings))
-    return Restored(**vars(record), params=params)
+    return Restored(**vars(record), params=_read_weights(record, placed(shapes, shardings)))
 
 
 def restore_weights(path, wanted: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
@@ -278,16 +267,17 @@ def restore_weights(path, wanted: dict[str, jax.ShapeDtypeStruct]) -> dict[str, 
       wanted: path -> shape and sharding, all parameters of the model.
 
     Raises:
-      UserError: nothing there, unreadable, or weights of another model.
+      UserError: nothing there, unreadable, damaged, or weights of another model.
     """
-    directory = step_directory(path)
-    averaged = directory / "average"
-    with reading(directory), ocp.StandardCheckpointer() as checkpointer:
-        stored = checkpointer.metadata(directory / "params").item_metadata
-        before, now = ({name: list(leaf.shape) for name, leaf in tree.items()} for tree in (stored, wanted))
-        _refuse_other_model(directory, before, now)
-        params = checkpointer.restore(directory / "params", wanted)
-        if averaged.is_dir():
-            stored = checkpointer.metadata(averaged).item_metadata
-            params |= checkpointer.restore(averaged, {name: leaf for name, leaf in wanted.items() if name in stored})
+    return _read_weights(read_record(path), wanted)
+
+
+def _read_weights(record: Record, wanted) -> dict[str, jax.Array]:
+    directory, params = record.directory, {}
+    with reading(directory), closing(ocp.StandardCheckpointHandler()) as handler:
+        stored = handler.metadata(directory / "params").tree
+        refuse_other_model(directory, shapes_of({"params": stored}), shapes_of({"params": wanted}))
+        for item in ("params", "average"):
+            if sums := record.checksums.get(item):
+                params |= read_item(directory, item, {name: wanted[name] for name in sums}, sums)
     return params

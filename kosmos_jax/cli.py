@@ -11,13 +11,13 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-from kosmos_jax.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, EXIT_USAGE, UserError
+from kosmos_jax.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, EXIT_USAGE, PassingError, UserError
 
 OVERRIDE = "--config."
 
 
 def _stop_at_once(*_):
-    os.write(2, b"kosmos train: stopped by SIGTERM while no step was being made; the same command goes on from there\n")
+    os.write(2, b"kosmos train: stopped by SIGTERM while no step was being made; the same command resumes from there\n")
     os._exit(EXIT_PREEMPTED)
 
 
@@ -25,6 +25,10 @@ def _train(args) -> int:
     began = time.time()
     # As the first process of a container it would not be ended by the signal. Later the trainer catches it, or JAX.
     signal.signal(signal.SIGTERM, _stop_at_once)
+    # The terminal went away; nohup would have it ignored.
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+        signal.signal(signal.SIGHUP, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # until there are steps to trace
     faulthandler.register(signal.SIGUSR1)  # kill -USR1 shows what every thread does, and the run goes on
     from kosmos_jax.config import load_config
 
@@ -35,7 +39,7 @@ def _train(args) -> int:
     from kosmos_jax.training.trainer import train
 
     check_names(config.evaluation.tasks)
-    distributed.start(args.coordinator, args.processes, args.process_id)
+    distributed.start(args.coordinator, args.processes, args.process_id, config.training.join_seconds)
     try:
         return train(config, args.workdir, during_training(), began)
     except Exception as error:
@@ -154,6 +158,17 @@ def _import_arguments(parser):
     add("--vocab-size", type=int, default=0, metavar="N", help="drop ids at the end, or add some; default: as it is")
 
 
+def _verify(args) -> None:
+    from kosmos_jax.verify import verify
+
+    verify(args)
+
+
+def _verify_arguments(parser):
+    add = parser.add_argument
+    add("--checkpoint", required=True, metavar="DIR", help="a workdir, its checkpoints/, or one step's folder")
+
+
 def _plan(args) -> int:
     from kosmos_jax.planning.command import plan
 
@@ -195,6 +210,7 @@ VERBS = {
     "generate": Verb("continue prompts of text and images", _generate_arguments, _generate),
     "eval": Verb("measure a checkpoint on held-out data", _evaluate_arguments, _evaluate, has_config=True),
     "export": Verb("write a checkpoint for PyTorch", _export_arguments, _export),
+    "verify": Verb("check that a checkpoint is what was written", _verify_arguments, _verify),
     "plan": Verb("compile a run for hardware that is not here", _plan_arguments, _plan, has_config=True),
     "launch": Verb("submit a training job to a scheduler", _launch_arguments, _launch),
     "import": Verb("make a checkpoint of published weights", _import_arguments, _import, has_config=True),
@@ -260,19 +276,27 @@ def main(argv: list[str] | None = None) -> int:
       The exit status: 0, 2 for what the user can put right, or what the verb says.
     """
     args = parse(sys.argv[1:] if argv is None else argv)
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns of its own defaults at every checkpoint
-    for package in ("kosmos_jax", "data_pipeline"):
-        logging.getLogger(package).setLevel(logging.INFO)
+    set_up_logging()
     try:
         return VERBS[args.verb].run(args) or 0
-    except UserError as error:
+    except (UserError, OSError) as error:
         if os.environ.get("KOSMOS_TRACEBACK"):
             raise
         print(f"kosmos {args.verb}: error: {error}", file=sys.stderr)
-        return getattr(error, "status", EXIT_USAGE)
+        return getattr(error, "status", PassingError.status)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
+
+
+def set_up_logging() -> None:
+    """Messages of the project to stderr; of other packages, what is an error."""
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax warns of its defaults, and logs what it raises too
+    for package in ("kosmos_jax", "data_pipeline"):
+        logging.getLogger(package).setLevel(logging.INFO)
+    # After Orbax failed to read one array, Python says of each other one that nobody waits for it any more.
+    said = sys.unraisablehook
+    sys.unraisablehook = lambda what: None if "Event loop is closed" in str(what.exc_value) else said(what)
 
 
 if __name__ == "__main__":

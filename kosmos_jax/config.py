@@ -78,6 +78,20 @@ def from_json(text: str) -> FrozenConfigDict:
     return FrozenConfigDict(_plain(json.loads(text)))
 
 
+def differences(before: Mapping, now: Mapping) -> list[str]:
+    """What changed from one config to another: "training.optimizer.learning_rate 0.0002, now 0.0001"."""
+    before, now = _flat(_plain(before)), _flat(_plain(now))
+    changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
+    return [f"{key} {before.get(key, 'absent')}, now {now.get(key, 'absent')}" for key in changed]
+
+
+def _flat(tree: dict, prefix: str = "") -> dict:
+    flat = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
 def _plain(value):
     """Nested dictionaries of a config, nothing shared, sequences as tuples."""
     if isinstance(value, Mapping | ConfigDict):

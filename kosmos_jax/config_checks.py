@@ -25,7 +25,8 @@ AT_LEAST = {
     training.checkpoint_every training.keep_last
     evaluation.examples""".split(),
     0: """seed model.vision.top_layers data.max_skipped training.eval_every training.keep_every training.loss_chunk
-    training.hang_seconds training.max_nonfinite training.spike_factor training.optimizer.learning_rate
+    training.hang_seconds training.join_seconds training.wait_seconds training.max_failed_saves
+    training.max_nonfinite training.spike_factor training.optimizer.learning_rate
     training.optimizer.warmup_steps training.optimizer.eps training.optimizer.weight_decay
     training.optimizer.clip_norm""".split(),
 }
@@ -229,6 +230,9 @@ def _run_problems(config) -> Iterator[str]:
     if rows % microbatches:
         around = _around(rows, [microbatches * n for n in range(1, rows + 1)])
         yield f"data.batch_rows is {rows}, which training.microbatches {microbatches} does not divide; try {around}"
+    profile = tuple(config.training.profile)
+    if profile != (0, 0) and not (len(profile) == 2 and 1 <= profile[0] <= profile[1]):
+        yield f"training.profile is {profile}; it is (first step, last step), counted from 1, or (0, 0) for no trace"
     for pattern in config.training.frozen:
         try:
             re.compile(pattern)

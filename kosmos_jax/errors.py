@@ -17,7 +17,10 @@ class UserError(Exception):
     status = EXIT_USAGE
 
 
-class OthersMissing(UserError):
-    """Processes of the same job did not come: another start may go well, and a scheduler should try it."""
+class PassingError(UserError):
+    """What another start may not meet again: a disk that did not answer, a process that did not come.
+
+    A scheduler should try once more, so the status is not that of a user's mistake.
+    """
 
     status = 1

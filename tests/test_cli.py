@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from kosmos_jax import cli
-from kosmos_jax.errors import OthersMissing, UserError
+from kosmos_jax.errors import PassingError, UserError
 
 DEMO = str(Path(__file__).parents[1] / "configs/demo.py")
 SLOW_IMPORTS = {"jax", "flax", "tensorflow", "ml_collections", "numpy", "PIL", "torch"}
@@ -114,7 +114,14 @@ def test_generate_has_the_documented_defaults():
     )
 
 
-@pytest.mark.parametrize("error, status", [(UserError("the disk is full"), 2), (OthersMissing("nobody came"), 1)])
+@pytest.mark.parametrize(
+    "error, status",
+    [
+        (UserError("the disk is full"), 2),
+        (PassingError("nobody came"), 1),
+        (OSError(28, "No space left on device", "out/x"), 1),
+    ],
+)
 def test_an_error_for_the_user_is_one_line_and_its_status(error, status, monkeypatch, capsys):
     def run(args):
         raise error

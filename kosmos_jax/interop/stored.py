@@ -19,7 +19,8 @@ class StoredArrays:
         tree = read_json(item / "_METADATA")
         self._driver = "zarr3" if tree.get("use_zarr3") else "zarr"
         self._item = item
-        self.paths = [entry["key_metadata"][0]["key"] for entry in tree["tree_metadata"].values()]
+        keys = (entry["key_metadata"] for entry in tree["tree_metadata"].values())
+        self.paths = [".".join(part["key"] for part in parts) for parts in keys]
         self._open = {}
 
     def _array(self, path: str):

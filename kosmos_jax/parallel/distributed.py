@@ -1,15 +1,19 @@
 """Several processes as one job: who they are, and how they agree to stop."""
 
 import logging
+import math
 import os
 import signal
 import sys
+import threading
 import traceback
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
 
 import jax
 
-from kosmos_jax.errors import OthersMissing, UserError
+from kosmos_jax.errors import PassingError, UserError
 
 log = logging.getLogger(__name__)
 # A process that does not answer for so long is taken for dead, and the others end.
@@ -34,17 +38,20 @@ def cluster(environment: Mapping[str, str]) -> str:
     return "TPU" if "," in hosts or int(environment.get("MEGASCALE_NUM_SLICES") or 1) > 1 else ""
 
 
-def start(coordinator: str = "", processes: int = 0, process_id: int = -1) -> None:
+def start(coordinator: str = "", processes: int = 0, process_id: int = -1, join_seconds: float = 300) -> None:
     """Joins this process to the others of its job; to be called before anything asks JAX for devices.
+
+    When the others do not come, the process ends with status 1 and a message.
 
     Args:
       coordinator: HOST:PORT of process 0, where nothing can be detected; else "".
       processes: how many there are, with `coordinator`.
       process_id: which one this is, with `coordinator`.
+      join_seconds: how long to wait for the others.
 
     Raises:
       UserError: only some of the three are given.
-      OthersMissing: the others do not come.
+      PassingError: the others cannot be reached.
     """
     given = (bool(coordinator), processes > 0, process_id >= 0)
     if any(given) and not all(given):
@@ -67,12 +74,39 @@ def start(coordinator: str = "", processes: int = 0, process_id: int = -1) -> No
     if found == "Slurm":
         options |= _slurm_devices(os.environ)
     try:
-        jax.distributed.initialize(**options, heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
+        with _time_limit(join_seconds, found or coordinator):
+            jax.distributed.initialize(
+                **options,
+                initialization_timeout=math.ceil(join_seconds) + 60,  # ours comes first
+                heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            )
     except (RuntimeError, ValueError) as error:
-        raise OthersMissing(
+        raise PassingError(
             f"the processes of this job did not find each other ({found or coordinator}): {error}"
         ) from error
     log.info("process %d of %d (%s)", jax.process_index(), jax.process_count(), found or coordinator)
+
+
+@contextmanager
+def _time_limit(seconds: float, place: str):
+    """Ends the process when the block takes longer: JAX would abort it instead, with a stack trace of C++."""
+
+    def end():
+        print(
+            f"kosmos train: error: the processes of this job did not all come within training.join_seconds = "
+            f"{seconds:g} ({place}). Look at the log of one that is missing, or raise --config.training.join_seconds",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(PassingError.status)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _slurm_devices(environment: Mapping[str, str]) -> dict[str, list[int]]:
@@ -84,13 +118,56 @@ def _slurm_devices(environment: Mapping[str, str]) -> dict[str, list[int]]:
     return {}
 
 
-def main_process_first(function):
-    """Calls `function` in process 0 while the others wait, so that they find what it made."""
-    from jax.experimental import multihost_utils
+def exchange(what: str, value: str, seconds: float) -> list[str]:
+    """What every process says of `what`, in the order of the processes; each waits until all have said it.
 
+    It goes over the coordination service and not over the devices, whose collectives end the process when another one
+    takes longer than half a minute (CPU) or ten (GPU).
+
+    Args:
+      what: a short name, the same in all processes.
+      value: this process's answer.
+      seconds: how long to wait for the others.
+
+    Raises:
+      PassingError: some process did not answer in time.
+    """
+    if jax.process_count() == 1:
+        return [value]
+    from jax._src.distributed import global_state  # the one way to the client; Orbax takes it too
+
+    _asked[what] += 1
+    key, client = f"kosmos/{what}/{_asked[what]}", global_state.client
+    client.key_value_set(f"{key}/{jax.process_index()}", value)
+    try:
+        client.wait_at_barrier(key, timeout_in_ms=int(1000 * seconds))
+    except jax.errors.JaxRuntimeError as error:
+        answered = {int(name.rpartition("/")[2]) for name, _ in client.key_value_dir_get(key)}
+        missing = sorted(set(range(jax.process_count())) - answered)
+        raise PassingError(
+            f"process {jax.process_index()} waited {seconds:g} s (training.wait_seconds) for the others: {what}; "
+            f"nothing was heard of process {', '.join(map(str, missing)) or '?'}"
+        ) from error
+    answers = {int(name.rpartition("/")[2]): answer for name, answer in client.key_value_dir_get(key)}
+    return [answers[process] for process in range(jax.process_count())]
+
+
+_asked: Counter = Counter()
+
+
+def main_process_first(function: Callable, what: str, seconds: float):
+    """Calls `function` in process 0 while the others wait, so that they find what it made.
+
+    Args:
+      function: without arguments.
+      what: what it does, for messages.
+      seconds: how long the others wait.
+
+    Raises:
+      PassingError: process 0 took longer.
+    """
     result = function() if jax.process_index() == 0 else None
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("main process first")
+    exchange(what, "done", seconds)
     return result if jax.process_index() == 0 else function()
 
 
@@ -112,6 +189,10 @@ def leave_at_once(error: Exception) -> None:
     os._exit(getattr(error, "status", 1))
 
 
+class Interrupted(Exception):
+    """SIGTERM came while something ran that may be cut short."""
+
+
 class Preemption:
     """Whether SIGTERM came to any process of the job, so that all end after the same step.
 
@@ -119,20 +200,38 @@ class Preemption:
     """
 
     def __enter__(self):
-        self._here = False
+        self._here, self._interruptible, self._asked = False, False, 0
         self._several = jax.process_count() > 1
         if not self._several:
-            self._previous = signal.signal(signal.SIGTERM, lambda *_: setattr(self, "_here", True))
+            self._previous = signal.signal(signal.SIGTERM, self._note)
         return self
 
     def __exit__(self, *_):
         if not self._several:
             signal.signal(signal.SIGTERM, self._previous)
 
-    def requested(self, step: int) -> bool:
-        """Whether to stop after `step`; every process asks after every step."""
+    def _note(self, *_):
+        self._here = True
+        if self._interruptible:
+            self._interruptible = False
+            raise Interrupted
+
+    def requested(self) -> bool:
+        """Whether to stop now; every process asks at the same points, such as after every step."""
         if not self._several:
             return self._here
         from jax.experimental import multihost_utils
 
-        return multihost_utils.reached_preemption_sync_point(step)
+        self._asked += 1
+        return multihost_utils.reached_preemption_sync_point(self._asked)
+
+    @contextmanager
+    def interruptible(self):
+        """In one process alone, SIGTERM raises Interrupted in the block, which has to leave nothing half done."""
+        self._interruptible = True
+        try:
+            if self._here:
+                raise Interrupted
+            yield
+        finally:
+            self._interruptible = False

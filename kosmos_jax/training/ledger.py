@@ -7,18 +7,19 @@ Each line says what the time since the line before it was spent on:
     {"at": 1763900033.0, "kind": "compile", "seconds": 11.6}
     {"at": 1763900033.9, "kind": "step", "seconds": 0.8, "wait": 0.1, "step": 41, "tokens": 4012, "loss": 2.1}
     {"at": 1763900035.1, "kind": "checkpoint", "seconds": 1.2}            while no step was made; or "evaluation"
-    {"at": 1763900035.3, "kind": "end", "seconds": 0.2, "ended": "done"}  absent after a kill
+    {"at": 1763900036.0, "kind": "saved", "seconds": 0.0, "step": 41}    the checkpoint of step 41 is complete
+    {"at": 1763900036.2, "kind": "end", "seconds": 0.2, "ended": "done"}  absent after a kill
 
-`wait` is the part that went into waiting for data. A line is written at once, so that a kill costs one at most.
+`wait` is the part that went into waiting for data. Within an attempt times are those of a clock that nobody sets.
 """
 
-import json
 import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from kosmos_jax.errors import UserError
+from kosmos_jax.training.lines import Lines, read_lines
 
 NAME = "ledger.jsonl"
 KINDS = ("start", "compile", "data wait", "step", "checkpoint", "evaluation", "end", "lost work")
@@ -35,25 +36,38 @@ class Ledger:
     """
 
     def __init__(self, workdir, began: float, processes: int, active: bool):
-        self._last, self._file = began, None
-        if active:
-            path = Path(workdir) / NAME
-            torn = path.exists() and not path.read_bytes().endswith(b"\n")
-            self._file = path.open("a", buffering=1)
-            self._file.write("\n" * torn)
-            self._file.write(json.dumps({"at": began, "kind": "attempt", "processes": processes}) + "\n")
+        self._clock = began - (time.time() - time.monotonic())  # when it began, by the monotonic clock
+        self._began = self._last = began
+        self._lines = Lines(Path(workdir) / NAME) if active else None
+        self._append(at=began, kind="attempt", processes=processes)
 
     def spent(self, kind: str, wait: float = 0.0, **facts) -> None:
         """The time since the last call went into `kind`, but for `wait` seconds of waiting for data."""
-        now = time.time()
+        now = self._began + time.monotonic() - self._clock
         seconds, self._last = max(now - self._last, 0.0), now
-        line = {"at": now, "kind": kind, "seconds": seconds, "wait": min(wait, seconds), **facts}
-        if self._file:
-            self._file.write(json.dumps(line) + "\n")
+        self._append(at=now, kind=kind, seconds=seconds, wait=min(wait, seconds), **facts)
+
+    def saved(self, step: int) -> None:
+        """Says that the checkpoint of `step` is complete."""
+        self._append(at=self._last, kind="saved", seconds=0.0, wait=0.0, step=step)
+        self.publish()
+
+    def publish(self) -> None:
+        if self._lines:
+            self._lines.publish()
 
     def close(self) -> None:
-        if self._file:
-            self._file.close()
+        if self._lines:
+            self._lines.close()
+
+    def _append(self, **line) -> None:
+        if self._lines:
+            self._lines.append(line)
+
+
+def last_saved(workdir) -> int | None:
+    """The newest step of which the ledger says that its checkpoint is complete; None where it says so of none."""
+    return max((line["step"] for line in read_lines(Path(workdir) / NAME) if line["kind"] == "saved"), default=None)
 
 
 @dataclass
@@ -88,7 +102,7 @@ def read(workdir) -> list[Attempt]:
     if not path.is_file():
         raise UserError(f"--workdir {workdir}: no {NAME} in it; `kosmos train` writes it")
     attempts = []
-    for line in _lines(path):
+    for line in read_lines(path):
         if line["kind"] == "attempt":
             attempts.append(Attempt(line["at"], line["at"]))
         if line["kind"] == "attempt" or not attempts:  # the first line may be damaged
@@ -97,7 +111,7 @@ def read(workdir) -> list[Attempt]:
         attempt.until, attempt.ended = line["at"], line.get("ended", "killed")
         if line["kind"] == "step":
             attempt.steps.append(line)
-        else:
+        elif line["kind"] != "saved":
             attempt.seconds.update({line["kind"]: line["seconds"] - line["wait"], "data wait": line["wait"]})
         if line["kind"] == "start":
             attempt.first_step = line["step"]
@@ -114,11 +128,3 @@ def read(workdir) -> list[Attempt]:
         if attempt.first_step is not None:
             kept = min(kept, attempt.first_step)
     return attempts
-
-
-def _lines(path: Path):
-    for text in path.read_text().splitlines():
-        try:
-            yield json.loads(text)
-        except ValueError:
-            continue  # a kill cut it short

@@ -24,6 +24,10 @@ class Meter:
         """Forgets the time that passed since the last step, after something that is not training."""
         self.last = time.perf_counter()
 
+    def since_restart(self) -> float:
+        """Seconds since the numbers of a step were last read."""
+        return time.perf_counter() - self.last
+
     def tokens(self, stats: dict) -> float:
         """Of a step: the places of its batch that hold text."""
         return stats["text_fill"] * self.places[0]

@@ -9,6 +9,8 @@ from pathlib import Path
 import jax
 from tqdm import tqdm
 
+from kosmos_jax.training.lines import Lines, read_lines
+
 log = logging.getLogger(__name__)
 
 
@@ -19,44 +21,61 @@ class MetricWriter:
         self.active = jax.process_index() == 0
         if not self.active:
             return
+        self.workdir, path = Path(workdir), Path(workdir) / "metrics.jsonl"
+        _drop_from(path, first_step)
+        self.lines, self.board = Lines(path), None
+        self.wandb = _start_wandb(workdir, config) if config.training.wandb else None
+
+    def _add_to_board(self, step: int, numbers: dict) -> None:
         from tensorboardX import SummaryWriter
 
-        path = Path(workdir) / "metrics.jsonl"
-        _drop_from(path, first_step)
-        self.file = path.open("a", buffering=1)
-        self.board = SummaryWriter(str(Path(workdir) / "tensorboard"), purge_step=first_step, flush_secs=30)
-        self.wandb = _start_wandb(workdir, config) if config.training.wandb else None
+        try:
+            if self.board is None:
+                # The step is in the file's name too: without it, two files of the same second would be one.
+                part = dict(purge_step=step, filename_suffix=f".{step}")
+                self.board = SummaryWriter(str(self.workdir / "tensorboard"), flush_secs=30, **part)
+            # Its thread dies of a full disk, and then the queue to it would never have room again.
+            if not self.board.file_writer.event_writer._worker.is_alive():
+                self.board = None
+                raise OSError("the disk does not take it")
+            for name, value in numbers.items():
+                self.board.add_scalar(name, value, step)
+        except OSError as error:
+            log.error("step %d is missing in %s: %s", step, self.workdir / "tensorboard", error)
 
     def write(self, step: int, numbers: dict) -> None:
         """One line of metrics.jsonl, with null for what is not finite (JSON has no NaN), and the other places."""
         if not self.active:
             return
         clean = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
-        self.file.write(json.dumps({"step": step, **clean}) + "\n")
-        for name, value in numbers.items():
-            self.board.add_scalar(name, value, step)
+        self.lines.append({"step": step, **clean})
+        self._add_to_board(step, numbers)
         if self.wandb:
             self.wandb.log(numbers, step=step)
 
+    def publish(self) -> None:
+        """Closes what was written so far: a mounted bucket stores a file when it is closed, and not before."""
+        if self.active:
+            self.lines.publish()
+            self.board, part = None, self.board
+            if part:
+                part.close()
+
     def close(self) -> None:
         if self.active:
-            self.file.close()
-            self.board.close()
+            self.publish()
+            self.lines.close()
             if self.wandb:
                 self.wandb.finish()
 
 
 def _drop_from(path: Path, step: int) -> None:
-    """After a restart the steps from `step` on come again: their old lines, and a last one cut short, go."""
+    """After a restart the steps from `step` on come again: their old lines, and one that was cut short, go."""
+    kept = [json.dumps(line) + "\n" for line in read_lines(path) if line.get("step", step) < step]
     if path.exists():
-        kept = []
-        for line in path.read_text().splitlines():
-            try:
-                if json.loads(line)["step"] < step:
-                    kept.append(line + "\n")
-            except (ValueError, KeyError):
-                break
-        path.write_text("".join(kept))
+        temporary = path.with_suffix(".new")
+        temporary.write_text("".join(kept))
+        temporary.replace(path)
 
 
 def _start_wandb(workdir, config):

@@ -1,6 +1,13 @@
 """What a run begins with: its folder, its data, and weights that are fresh, given, or of the newest checkpoint."""
 
+import errno
+import fcntl
+import json
 import logging
+import os
+import socket
+import time
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -9,25 +16,64 @@ import jax
 from data_pipeline.mixture import Mixture
 from data_pipeline.pipeline import make_tokenizer
 from kosmos_jax import checkpoint
-from kosmos_jax.errors import UserError
+from kosmos_jax.config import differences
+from kosmos_jax.errors import PassingError, UserError
 from kosmos_jax.parallel.mesh import row_shards
 from kosmos_jax.training.compile import Step
+from kosmos_jax.training.resume import resume
 from kosmos_jax.training.state import initial_state, replace_parameters
 
 log = logging.getLogger(__name__)
+# How long the run before may take to end: a scheduler can be quick.
+LOCK_SECONDS = 10
 
 
-def make_workdir(workdir) -> Path:
-    """The folder `workdir`.
+@contextmanager
+def claim_workdir(workdir):
+    """The folder `workdir`, made when missing, for this run alone; process 0 holds its lock.
 
     Raises:
-      UserError: it is an address.
+      UserError: it is an address, or cannot be written.
+      PassingError: another run is using it.
     """
     if "://" in str(workdir):
         raise UserError(f"--workdir {workdir}: give a folder, such as a mounted bucket; addresses are not understood")
     workdir = Path(workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
-    return workdir
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        lock = (workdir / "lock").open("a+") if jax.process_index() == 0 else None
+    except OSError as error:
+        raise UserError(f"--workdir {workdir} cannot be written: {error.strerror}") from error
+    if lock is None:
+        yield workdir
+        return
+    with lock:
+        _lock(lock, workdir)
+        yield workdir
+
+
+def _lock(file, workdir: Path) -> None:
+    end = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if time.monotonic() > end:
+                file.seek(0)
+                raise PassingError(
+                    f"--workdir {workdir}: another run is using it ({file.read().strip() or 'unknown'}). Stop that "
+                    "one, or take another --workdir"
+                ) from None
+            time.sleep(0.5)
+        except OSError as error:
+            if error.errno not in (errno.ENOTSUP, errno.ENOLCK, errno.ENOSYS, errno.EINVAL):
+                raise
+            log.warning("%s cannot be locked (%s): see to it that one run alone uses it", workdir, error.strerror)
+            return
+    file.truncate(0)
+    print(json.dumps(dict(host=socket.gethostname(), process=os.getpid(), since=time.strftime("%F %T %z"))), file=file)
+    file.flush()
 
 
 def open_data(config, cache, mesh):
@@ -69,19 +115,21 @@ def given_parameters(config, abstract, shardings) -> dict[str, jax.Array]:
     return given
 
 
-def start_or_resume(config, manager, made: Step, fingerprint: str):
-    """The newest checkpoint's state, or a fresh one where there is no checkpoint."""
-    resumed = checkpoint.resume(manager, made.abstract, made.shardings)
+def start_or_resume(config, workdir, manager, made: Step, fingerprint: str):
+    """The newest checkpoint's state, or a fresh one where there is no checkpoint; what changed is said."""
+    resumed = resume(workdir, manager, made.abstract, made.shardings, config.training.wait_seconds)
     if not resumed:
         make = jax.jit(partial(initial_state, config, made.optimizer), out_shardings=made.shardings)
         given = given_parameters(config, made.abstract, made.shardings)
         return replace_parameters(make(jax.random.key(config.seed)), given)
     state, run = resumed
-    log.info("going on from step %d of %s", int(state.step), manager.directory)
+    log.info("resuming from step %d of %s", int(state.step), manager.directory)
+    if changed := differences(json.loads(run["config"]), config):
+        log.warning("THE CONFIG CHANGED since the checkpoint was written: %s", "; ".join(changed))
     if run["data"]["fingerprint"] != fingerprint:
         log.warning(
-            "THE DATA CHANGED since the checkpoint was written (%s, now %s): the run goes on, but not as it would have "
-            "gone without the stop",
+            "THE DATA CHANGED since the checkpoint was written (%s, now %s): the run continues, but not as it would "
+            "have without the stop",
             run["data"]["fingerprint"],
             fingerprint,
         )

@@ -10,15 +10,18 @@ import jax
 
 from kosmos_jax import checkpoint
 from kosmos_jax.errors import EXIT_PREEMPTED, UserError
-from kosmos_jax.parallel.distributed import Preemption, main_process_first
+from kosmos_jax.parallel.distributed import Interrupted, Preemption, main_process_first
 from kosmos_jax.parallel.mesh import make_mesh
 from kosmos_jax.training.compile import make_step
 from kosmos_jax.training.feed import open_feed
 from kosmos_jax.training.ledger import Ledger
 from kosmos_jax.training.meter import Meter
 from kosmos_jax.training.metrics import MetricWriter, Screen
+from kosmos_jax.training.profile import Profiler
 from kosmos_jax.training.record import write_run_files
-from kosmos_jax.training.start import make_workdir, open_data, start_or_resume
+from kosmos_jax.training.saver import Saver
+from kosmos_jax.training.spread import Spread
+from kosmos_jax.training.start import claim_workdir, open_data, start_or_resume
 from kosmos_jax.training.validation import make_loss_of_batch, validation_losses
 from kosmos_jax.training.watchdog import Watchdog
 
@@ -26,7 +29,7 @@ log = logging.getLogger(__name__)
 
 
 def train(config, workdir, evaluate=None, began=None) -> int:
-    """Trains until `training.steps`; started again with the same workdir it goes on from the newest checkpoint.
+    """Trains until `training.steps`; started again with the same workdir it resumes from the newest checkpoint.
 
     Args:
       config: a resolved, validated config.
@@ -40,23 +43,25 @@ def train(config, workdir, evaluate=None, began=None) -> int:
     Raises:
       UserError: whatever the user can put right.
     """
-    workdir = make_workdir(workdir)
-    watchdog = Watchdog(config.training.hang_seconds, f"process {jax.process_index()}")
-    ledger = Ledger(workdir, began or time.time(), jax.process_count(), active=jax.process_index() == 0)
-    ended = "error"
-    try:
-        run = Run(config, workdir, evaluate, ledger, watchdog)
-        with Preemption() as preemption:
-            try:
-                ended = run.train(preemption)
-            finally:
-                run.close()
-    finally:
-        watchdog.close()
-        ledger.spent("end", ended=ended)
-        ledger.close()
+    with claim_workdir(workdir) as workdir:
+        training = config.training
+        start_seconds = training.wait_seconds + training.hang_seconds
+        watchdog = Watchdog(training.hang_seconds, f"process {jax.process_index()}", start_seconds)
+        ledger = Ledger(workdir, began or time.time(), jax.process_count(), active=jax.process_index() == 0)
+        ended = "error"
+        try:
+            run = Run(config, workdir, evaluate, ledger, watchdog)
+            with Preemption() as preemption:
+                try:
+                    ended = run.train(preemption)
+                finally:
+                    run.close()
+        finally:
+            watchdog.close()
+            ledger.spent("end", ended=ended)
+            ledger.close()
     if ended == "preempted":
-        log.info("stopped by SIGTERM after step %d, all saved; the same command goes on from there", run.step)
+        log.info("stopped by SIGTERM after step %d, all saved; the same command resumes from there", run.step)
         return EXIT_PREEMPTED
     log.info("done: %d steps, weights in %s", run.step, run.manager.directory)
     return 0
@@ -77,18 +82,27 @@ class Run:
         self.ledger, self.watchdog = ledger, watchdog
         self.mesh = make_mesh(config.mesh)
         cache = Path(config.data.cache or workdir / "cache")
-        data = main_process_first(partial(open_data, config, cache, self.mesh))
+        data = main_process_first(partial(open_data, config, cache, self.mesh), "index the data", training.wait_seconds)
         self.tokenizer, self.mixture, self.held_out = data
         self.made = make_step(config, self.mesh)
         self.manager = checkpoint.make_manager(workdir, training.keep_last, training.keep_every)
-        self.state = start_or_resume(config, self.manager, self.made, self.mixture.fingerprint)
+        self.state = start_or_resume(config, workdir, self.manager, self.made, self.mixture.fingerprint)
         self.first_step = self.step = int(self.state.step)
+        self.saver = Saver(self.manager, training.max_failed_saves, training.wait_seconds, self.saved)
         write_run_files(workdir, config, self.tokenizer, self.made.abstract, self.mixture, self.mesh)
         self.loss_of_batch = make_loss_of_batch(self.made.graph, config, len(self.mixture.names), self.mesh)
         self.meter = Meter(config, self.made.abstract.trainable, self.mixture, self.mesh)
         self.writer = MetricWriter(workdir, config, self.step + 1)
         self.screen = Screen(self.step, training.steps, training.log_every)
+        self.profiler = Profiler(workdir / "tensorboard", training.profile)
+        self.spread = Spread(training.log_every)
         self.feed = open_feed(self.mixture, self.mesh, self.step, training.steps)
+        if evaluate and config.evaluation.tasks and jax.process_count() > 1:
+            self.evaluate = None  # generation reads weights that one process holds
+            log.warning(
+                "evaluation.tasks (%s) are left out in a run of several processes; `kosmos eval` measures a checkpoint",
+                ", ".join(config.evaluation.tasks),
+            )
         self.ledger.spent("start", step=self.step)
 
     def train(self, preemption: Preemption) -> str:
@@ -97,24 +111,30 @@ class Run:
         for step, batch, stats in self.feed:
             self.step = step + 1
             self.waited += self.feed.waited
-            self.state, metrics = self.made.function(self.state, batch)
+            self.profiler.before(self.step)
+            with jax.profiler.StepTraceAnnotation("train", step_num=self.step):
+                self.state, metrics = self.made.function(self.state, batch)
+            self.profiler.after(self.step, metrics)
             if step == self.first_step:
                 self.ledger.spent("compile", self.waited)  # and not `finished`: others may be compiling still
                 self.waited = 0.0
             self.report()  # one step behind: reading this step's numbers would wait for it
             self.pending = self.step, metrics, stats
             last = self.step == training.steps
-            if preemption.requested(self.step) and not last:
-                self.save()
-                return "preempted"
-            if training.eval_every and (last or self.step % training.eval_every == 0):
-                self.validate()
-            if last or self.step % training.checkpoint_every == 0:
+            stop = preemption.requested() and not last
+            if training.eval_every and not stop and (last or self.step % training.eval_every == 0):
+                stop = not self.validate(preemption)
+            if last or stop:
+                self.save_last()
+                return "done" if last else "preempted"
+            if self.step % training.log_every == 0:
+                self.saver.poll()
+            if self.saver.retry or self.step % training.checkpoint_every == 0:
                 self.save()
         return "done"
 
     def finished(self, kind: str, **facts) -> None:
-        """To be called after all that takes time: what it was, for the ledger and the watchdog."""
+        """To be called after each timed phase: what it was, for the ledger and the watchdog."""
         self.ledger.spent(kind, self.waited, **facts)
         self.waited = 0.0
         self.watchdog.alive(f"{kind} (step {self.step})")
@@ -129,42 +149,68 @@ class Run:
             return
         (step, metrics, stats), self.pending = self.pending, None
         training = self.config.training
+        host = self.meter.since_restart()
         numbers = {name: float(value) for name, value in jax.device_get(metrics).items()}
         numbers |= self.meter.rates(stats, self.waited)
+        self.spread.add(step, numbers["step_seconds"], host, self.waited)
         loss = numbers["loss"] if math.isfinite(numbers["loss"]) else None  # JSON has no NaN
         self.finished("step", step=step, tokens=round(self.meter.tokens(stats)), loss=loss)
         if numbers["skipped_in_row"] > training.max_nonfinite:
             raise UserError(
                 f"step {step}: the last {training.max_nonfinite + 1:.0f} updates were all skipped (loss "
                 f"{numbers['loss']:.4g}, gradient norm {numbers['grad_norm']:.4g}). Lower training.optimizer."
-                "learning_rate, or look at the records named in the log, and start again: it goes on from the newest "
+                "learning_rate, or look at the records named in the log, and start again: it resumes from the newest "
                 "checkpoint"
             )
         self.writer.write(step, numbers)
         self.screen.show(step, numbers)
 
-    def validate(self) -> None:
-        """Losses on held-out data, and what `evaluate` measures."""
+    def validate(self, preemption: Preemption) -> bool:
+        """Losses on held-out data, and what `evaluate` measures; False when SIGTERM cut it short."""
         self.report()
         config, weights = self.config, (self.state.average or self.state.trainable) | self.state.frozen
-        numbers = validation_losses(weights, config, self.held_out, self.mesh, self.loss_of_batch)
-        if self.evaluate and jax.process_count() == 1:  # generation reads weights that one process holds
-            numbers |= self.evaluate(self.made.graph, weights, config, self.tokenizer)
+        try:
+            numbers = validation_losses(
+                weights, config, self.held_out, self.mesh, self.loss_of_batch, preemption.requested
+            )
+            if self.evaluate:
+                with preemption.interruptible():
+                    numbers |= self.evaluate(self.made.graph, weights, config, self.tokenizer)
+        except Interrupted:
+            log.info("the evaluation after step %d was cut short by SIGTERM", self.step)
+            return False
+        finally:
+            self.finished("evaluation")
+            self.meter.restart()
         self.writer.write(self.step, numbers)
         log.info("step %d  %s", self.step, "  ".join(f"{name} {value:.3f}" for name, value in numbers.items()))
-        self.finished("evaluation")
-        self.meter.restart()
+        return True
 
     def save(self) -> None:
         """Starts to write a checkpoint."""
         self.report()
         data_state = {"seed": self.config.seed, "next_step": self.step, "fingerprint": self.mixture.fingerprint}
-        record = checkpoint.run_record(self.config, self.tokenizer, self.made.abstract, data_state)
-        checkpoint.save(self.manager, self.state, record)
+        self.saver.save(self.state, self.config, self.tokenizer, data_state)
         self.finished("checkpoint")
 
+    def save_last(self) -> None:
+        """Writes a checkpoint and waits until it is complete."""
+        self.save()
+        self.saver.finish()
+        while self.saver.retry:
+            self.saver.pause()
+            self.save()
+            self.saver.finish()
+        self.finished("checkpoint")
+
+    def saved(self, step: int) -> None:
+        """A checkpoint is complete: what was measured up to it shall be as safe as it is."""
+        self.ledger.saved(step)
+        self.writer.publish()
+
     def close(self) -> None:
-        """Waits for a checkpoint that is being written."""
+        """Waits for a checkpoint that is being written, and for the threads of the data."""
+        self.profiler.close()
         self.manager.close()
         self.finished("checkpoint")
         self.feed.close()

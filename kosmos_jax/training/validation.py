@@ -6,17 +6,29 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from kosmos_jax.parallel.distributed import Interrupted
 from kosmos_jax.training.feed import open_feed
 from kosmos_jax.training.step import loss_sums
 
 
-def validation_losses(params, config, mixture, mesh, loss_of_batch) -> dict[str, float]:
-    """Mean loss of each source over `training.eval_batches` held-out batches."""
+def validation_losses(params, config, mixture, mesh, loss_of_batch, stop) -> dict[str, float]:
+    """Mean loss of each source over `training.eval_batches` held-out batches.
+
+    Args:
+      stop: function, asked after each batch whether to leave off.
+
+    Raises:
+      Interrupted: it said so.
+    """
     sums = np.zeros((len(mixture.names), 2))
     feed = open_feed(mixture, mesh, 0, config.training.eval_batches)
-    for _, batch, _ in feed:
-        sums += np.asarray(loss_of_batch(params, batch))
-    feed.close()
+    try:
+        for _, batch, _ in feed:
+            sums += np.asarray(loss_of_batch(params, batch))
+            if stop():
+                raise Interrupted
+    finally:
+        feed.close()
     return {f"val/{name}": total / max(count, 1) for name, (total, count) in zip(mixture.names, sums, strict=True)}
 
 

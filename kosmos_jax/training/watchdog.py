@@ -8,21 +8,22 @@ import time
 
 from kosmos_jax.errors import EXIT_HUNG
 
-# What the first step has besides the limit: it is compiled.
+# What the start has besides its limit: the first step is compiled.
 COMPILATION_SECONDS = 3600
 
 
 class Watchdog:
-    """Prints all stacks to stderr and ends the process with `EXIT_HUNG` once nothing was heard for too long.
+    """Prints all stacks to stderr and ends the process with `EXIT_HUNG` when no heartbeat arrives for too long.
 
     Args:
       seconds: how long may pass between two calls of `alive`; 0 for ever.
       name: of the process, for the message.
+      start_seconds: how long may pass before the first call; the first step's compilation has more.
     """
 
-    def __init__(self, seconds: float, name: str):
+    def __init__(self, seconds: float, name: str, start_seconds: float):
         self._seconds, self._name = seconds, name
-        self._last, self._deadline = "start", time.monotonic() + seconds + COMPILATION_SECONDS
+        self._last, self._deadline = "start", time.monotonic() + start_seconds + COMPILATION_SECONDS
         self._closed = threading.Event()
         if seconds:
             threading.Thread(target=self._watch, daemon=True).start()

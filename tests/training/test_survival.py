@@ -19,7 +19,7 @@ WATCHED = """
 import time
 from kosmos_jax.training import watchdog
 watchdog.COMPILATION_SECONDS = {compilation}
-dog = watchdog.Watchdog({limit}, "process 3")
+dog = watchdog.Watchdog({limit}, "process 3", {limit})
 def stuck():
     time.sleep({sleep})
 for step in range({steps}):

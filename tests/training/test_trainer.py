@@ -81,14 +81,14 @@ def test_the_ledger_accounts_for_every_second_of_a_run(unbroken):
 
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory, cache):
-    """A run that SIGTERM stopped after the ninth step, with checkpoints of steps 4, 8 and 9."""
+    """A run that SIGTERM stopped in the evaluation after the ninth step, with checkpoints of steps 4, 8 and 9."""
 
     def terminate(*_):
         os.kill(os.getpid(), signal.SIGTERM)
-        return {}
+        pytest.fail("the signal does not end the evaluation")
 
     workdir = tmp_path_factory.mktemp("stopped")
-    assert train(config(cache, "training.eval_every=8"), workdir, evaluate=terminate) == EXIT_PREEMPTED
+    assert train(config(cache, "training.eval_every=9"), workdir, evaluate=terminate) == EXIT_PREEMPTED
     assert checkpoints(workdir) == [4, 8, 9]
     return workdir
 
@@ -122,7 +122,7 @@ def test_a_damaged_newest_checkpoint_is_set_aside_loudly(damage, stopped, unbrok
     caplog.set_level(logging.INFO)
     assert train(config(cache), tmp_path) == 0
     assert "CANNOT BE READ" in caplog.text and "unreadable-9" in caplog.text
-    assert "going on from step 8" in caplog.text
+    assert "resuming from step 8" in caplog.text
     assert (tmp_path / "checkpoints" / "unreadable-9" / "params").is_dir()
     assert_same_weights(tmp_path, unbroken)
 

@@ -1,0 +1,174 @@
+"""Which checkpoint a run resumes from: the newest one that all processes can read.
+
+A disk that fails for a moment is asked again and costs nothing. A checkpoint counts as damaged only when every byte of
+it can be read and it is still none. Then the one before it is taken, and only after that one was read is the damaged
+one renamed: a run never loses its checkpoints to an error in reading them.
+"""
+
+import json
+import logging
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+
+from kosmos_jax import checkpoint
+from kosmos_jax.errors import PassingError, UserError
+from kosmos_jax.parallel.distributed import exchange
+from kosmos_jax.training import ledger
+
+log = logging.getLogger(__name__)
+# Seconds before a disk that failed is asked again: most are back within a minute or two.
+PAUSES = (1, 4, 15, 40, 60)
+READ, DAMAGED, FAILED, REFUSED = "read", "damaged", "failed", "refused"
+
+
+def resume(workdir, manager, abstract_state, shardings, wait_seconds: float):
+    """The newest state that all processes can read, or None for a run that has not saved anything yet.
+
+    Args:
+      workdir: of the run.
+      manager: see `checkpoint.make_manager`.
+      abstract_state: TrainState of ShapeDtypeStruct.
+      shardings: TrainState of NamedSharding.
+      wait_seconds: how long processes wait for each other.
+
+    Returns:
+      (state, run record), or None.
+
+    Raises:
+      UserError: none can be read, they hold another model, or they are gone.
+      PassingError: the disk fails.
+    """
+    wanted = checkpoint.placed(abstract_state, shardings)
+    folder = Path(manager.directory)
+    steps = json.loads(
+        exchange("steps to resume from", json.dumps(checkpoint.committed_steps(folder)), wait_seconds)[0]
+    )
+    damaged = []
+    for step in reversed(steps):
+        outcome, found = _attempt(folder / str(step), wanted)
+        answers = [answer.split(" ", 1) for answer in exchange(f"read step {step}", outcome, wait_seconds)]
+        if all(kind == READ for kind, _ in answers):
+            _set_aside(folder, damaged, manager, wait_seconds)
+            return found
+        for kind, error in ((FAILED, PassingError), (REFUSED, UserError), (DAMAGED, None)):
+            said = [(process, text) for process, (what, text) in enumerate(answers) if what == kind]
+            if said and error:
+                raise error(_told(*said[0]))
+            if said:
+                log.error("CHECKPOINT %s CANNOT BE READ: %s", folder / str(step), _told(*said[0]))
+                damaged.append(step)
+        found = None  # two states may not fit on the devices
+    if steps:
+        raise UserError(f"{folder}: none of the checkpoints {steps} can be read; start in another --workdir")
+    _refuse_lost_checkpoints(Path(workdir))
+    return None
+
+
+def _told(process: int, text: str) -> str:
+    return f"process {process}: {text}" if jax.process_count() > 1 else text
+
+
+def _attempt(folder: Path, wanted):
+    """Reads one step.
+
+    Returns:
+      ("read", "damaged", "failed" or "refused", a space and a message; (state, run record) or None).
+    """
+    pauses, readable = iter(PAUSES), False
+    while True:
+        try:
+            return f"{READ} ", _read(folder, wanted)
+        except checkpoint.Damaged as error:
+            return f"{DAMAGED} {error}", None
+        except UserError as error:
+            return f"{REFUSED} {error}", None
+        except (MemoryError, jax.errors.JaxRuntimeError):
+            raise  # not the checkpoint's fault
+        except Exception as error:  # noqa: BLE001  Orbax and TensorStore raise many kinds, for errors of the disk too.
+            found, trouble = checkpoint.first_line(error), _disk_error(folder, error)
+        if not trouble and readable:
+            return f"{DAMAGED} {found}", None
+        readable = not trouble  # then once more: the disk may have failed for a moment
+        if trouble:
+            pause = next(pauses, None)
+            if pause is None:
+                return (
+                    f"{FAILED} {folder} cannot be read at the moment ({trouble}; {found}). Nothing was changed; start "
+                    "again when the disk answers"
+                ), None
+            log.warning("%s cannot be read (%s): tried again in %d s", folder, trouble, pause)
+            time.sleep(pause)
+
+
+def _read(folder: Path, wanted):
+    run = checkpoint.read_run(folder)
+    if "arrays" not in run:
+        raise UserError(
+            f"{folder} holds weights and no state of a training run; start from it in a new --workdir with "
+            f"--config.init.checkpoint={folder.parent.parent}"
+        )
+    arrays = checkpoint.items(wanted)
+    checkpoint.refuse_other_model(folder, run["arrays"], checkpoint.shapes_of(arrays))
+    found = SimpleNamespace(average={})
+    for item, tree in arrays.items():
+        vars(found)[item] = checkpoint.read_item(folder, item, tree, run["checksums"][item])
+    trainable = {path: found.params[path] for path in wanted.trainable}
+    frozen = {path: found.params[path] for path in wanted.frozen}
+    return type(wanted)(trainable=trainable, frozen=frozen, average=found.average, **found.training), run
+
+
+def _disk_error(folder: Path, error: Exception) -> OSError | None:
+    """What the disk says when every file of a checkpoint is read to its end; None when it gives all of them.
+
+    Args:
+      error: what came of reading the checkpoint.
+    """
+    if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+        return error
+    try:
+        for path in sorted(folder.rglob("*")):
+            if not path.is_dir():
+                with path.open("rb") as file:
+                    while file.read(1 << 24):
+                        pass
+    except OSError as trouble:
+        return trouble
+    return None
+
+
+def _set_aside(folder: Path, steps: list[int], manager, wait_seconds: float) -> None:
+    """Renames damaged checkpoints, so that their steps can be saved again; nothing is deleted."""
+    if not steps:
+        return
+    if jax.process_index() == 0:
+        for step in steps:
+            aside = _free_name(folder / f"unreadable-{step}")
+            log.error("CHECKPOINT %s IS DAMAGED and is set aside as %s", folder / str(step), aside.name)
+            (folder / str(step)).rename(aside)
+    exchange("damaged checkpoints are set aside", "", wait_seconds)
+    manager.reload()
+
+
+def _free_name(path: Path) -> Path:
+    names = (path, *(path.with_name(f"{path.name}-{n}") for n in range(2, 1000)))
+    return next(name for name in names if not name.exists())
+
+
+def _refuse_lost_checkpoints(workdir: Path) -> None:
+    """A run that saved something and has no checkpoint any more must not begin anew in silence.
+
+    Raises:
+      UserError: it did.
+    """
+    unreadable = sorted(path.name for path in (workdir / "checkpoints").glob("unreadable-*"))
+    saved = ledger.last_saved(workdir)
+    if not unreadable and saved is None:
+        return
+    there = f"checkpoints/ holds {', '.join(unreadable)}" if unreadable else f"step {saved} was saved here"
+    raise UserError(
+        f"--workdir {workdir}: {there} and there is no checkpoint to resume from. Bring one back into checkpoints/, or "
+        f"take another --workdir. To begin anew here, move {ledger.NAME}, metrics.jsonl and checkpoints/ away"
+    )
