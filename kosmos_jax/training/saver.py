@@ -12,8 +12,8 @@ from kosmos_jax.errors import PassingError, UserError
 from kosmos_jax.parallel.distributed import exchange
 
 log = logging.getLogger(__name__)
-# Seconds before the last checkpoint of a run is tried again.
-PAUSE = 10
+# Seconds before a checkpoint that failed is tried again, doubled each time; and before the last one of a run is.
+PAUSE, LAST_PAUSE = 30, 10
 
 
 class Saver:
@@ -26,13 +26,13 @@ class Saver:
       on_saved: function (step), called when a checkpoint is complete.
 
     Attributes:
-      retry: whether the last one failed and is to be tried again.
+      retry: whether the last one failed and it is time to try again.
     """
 
     def __init__(self, manager, max_failed: int, wait_seconds: float, on_saved):
         self.manager, self.retry = manager, False
         self._max_failed, self._wait_seconds, self._on_saved = max_failed, wait_seconds, on_saved
-        self._writing, self._failed = None, 0
+        self._writing, self._failed, self._next_try = None, 0, 0.0
 
     def save(self, state, config, tokenizer, data_state: dict) -> None:
         """Starts to write the state, once the checkpoint before it is complete or has failed.
@@ -41,7 +41,7 @@ class Saver:
           PassingError: too many failed in a row.
         """
         self.finish()
-        self._writing = int(state.step)
+        self._writing, self.retry = int(state.step), False
         try:
             checkpoint.save(self.manager, state, config, tokenizer, data_state)
         except (UserError, MemoryError, jax.errors.JaxRuntimeError):
@@ -50,7 +50,9 @@ class Saver:
             self._ended(error)
 
     def poll(self) -> None:
-        """Looks whether the checkpoint that is being written has ended; every process asks at the same points.
+        """Looks whether the checkpoint that is being written has ended, or one that failed is to be tried again.
+
+        Every process asks at the same points.
 
         Raises:
           PassingError: too many failed in a row.
@@ -59,6 +61,30 @@ class Saver:
             busy = self.manager.is_saving_in_progress()
             if "busy" not in exchange("is the checkpoint written", "busy" if busy else "ended", self._wait_seconds):
                 self.finish()
+        elif self._failed:
+            due = str(time.monotonic() >= self._next_try)
+            self.retry = exchange("is it time to try again", due, self._wait_seconds)[0] == str(True)
+
+    def save_last(self, save) -> None:
+        """Calls `save`, which calls the method above, until a checkpoint is complete: no further step comes.
+
+        Raises:
+          PassingError: too many failed in a row.
+        """
+        save()
+        self.finish()
+        while self._failed:
+            time.sleep(LAST_PAUSE)
+            save()
+            self.finish()
+
+    def close(self) -> None:
+        """Waits for what is being written; what comes of it is logged, since the run has ended anyway."""
+        try:
+            self.finish()
+            self.manager.close()
+        except Exception as error:  # noqa: BLE001  as above
+            log.error("%s: %s", self.manager.directory, checkpoint.first_line(error))
 
     def finish(self) -> None:
         """Waits for the checkpoint that is being written.
@@ -83,10 +109,11 @@ class Saver:
         said = exchange("how the checkpoint ended", checkpoint.first_line(error) if error else "", self._wait_seconds)
         failures = [f"process {process}: {text}" for process, text in enumerate(said) if text]
         if not failures:
-            self.retry, self._failed = False, 0
+            self._failed = 0
             self._on_saved(step)
             return
-        self.retry, self._failed = True, self._failed + 1
+        self._next_try = time.monotonic() + PAUSE * 2**self._failed
+        self._failed += 1
         what = f"the checkpoint of step {step} could not be written: {failures[0]}"
         if jax.process_index() == 0 and not (self._folder(step) / checkpoint.COMMITTED).is_file():
             shutil.rmtree(self._folder(step), ignore_errors=True)
@@ -99,7 +126,3 @@ class Saver:
 
     def _folder(self, step: int) -> Path:
         return Path(self.manager.directory) / str(step)
-
-    def pause(self) -> None:
-        """Before the last checkpoint of a run is tried again: there is no further step to wait for."""
-        time.sleep(PAUSE)

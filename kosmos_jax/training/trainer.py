@@ -195,12 +195,7 @@ class Run:
 
     def save_last(self) -> None:
         """Writes a checkpoint and waits until it is complete."""
-        self.save()
-        self.saver.finish()
-        while self.saver.retry:
-            self.saver.pause()
-            self.save()
-            self.saver.finish()
+        self.saver.save_last(self.save)
         self.finished("checkpoint")
 
     def saved(self, step: int) -> None:
@@ -211,7 +206,7 @@ class Run:
     def close(self) -> None:
         """Waits for a checkpoint that is being written, and for the threads of the data."""
         self.profiler.close()
-        self.manager.close()
+        self.saver.close()
         self.finished("checkpoint")
         self.feed.close()
         self.screen.close()

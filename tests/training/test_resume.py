@@ -4,6 +4,7 @@ import errno
 import itertools
 import shutil
 import threading
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +24,7 @@ from kosmos_jax.training.state import initial_state, state_shardings
 from .conftest import tiny_config
 
 STEPS = (3, 6, 9)
+TOKENIZER = SimpleNamespace(model_bytes=b"pieces")
 
 
 @pytest.fixture(scope="module")
@@ -35,16 +37,18 @@ def made():
     return SimpleNamespace(config=config, abstract=abstract, shardings=shardings, state=state)
 
 
+def at_step(made, step: int):
+    """The state with another number."""
+    return replace(made.state, step=jax.device_put(np.int32(step), made.shardings.step))
+
+
 @pytest.fixture(scope="module")
 def saved(made, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("saved")
-    tokenizer = SimpleNamespace(model_bytes=b"pieces")
     ledger = Ledger(workdir, began=0.0, processes=1, active=True)
     with checkpoint.make_manager(workdir) as manager:
         for step in STEPS:
-            state = jax.tree.map(lambda x: x, made.state)
-            state = type(state)(**{**vars(state), "step": jax.device_put(np.int32(step), made.shardings.step)})
-            checkpoint.save(manager, state, made.config, tokenizer, {"next_step": step})
+            checkpoint.save(manager, at_step(made, step), made.config, TOKENIZER, {"next_step": step})
             manager.wait_until_finished()
             ledger.saved(step)
     ledger.close()
