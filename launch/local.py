@@ -3,10 +3,12 @@
     python -m launch.local --here 2 -- kosmos train --config configs/demo.py --workdir out/two
 
 Each process gets `--coordinator HOST:PORT --processes N --process-id I` after its command, and its lines come out with
-its number in front. SIGTERM and Ctrl-C go to all of them; a second one kills.
+its number in front. SIGTERM, Ctrl-C and the end of the terminal (SIGHUP) stop all of them; a second SIGTERM or Ctrl-C
+kills. SIGUSR1 and SIGUSR2 are passed on, and the processes continue.
 """
 
 import argparse
+import ctypes
 import os
 import shlex
 import signal
@@ -23,6 +25,11 @@ SUFFIX, CLIENT, INSTALL = ".sh", "bash", "it comes with the system"
 STOPPED = 75  # of kosmos train: saved, run again to go on
 # What is left to the other processes once one has failed, to say what they saw.
 GRACE_SECONDS = 30.0
+STOPPING = signal.SIGTERM, signal.SIGINT, signal.SIGHUP
+# What `kosmos train` answers without stopping: its stacks, a trace of its profiler.
+ASKING = signal.SIGUSR1, signal.SIGUSR2
+LIBC = ctypes.CDLL(None)
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def render(job: JobDescription) -> str:
@@ -73,6 +80,7 @@ def run(
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            preexec_fn=_before_start,
         )
         processes.append(process)
         for number in arrived:  # before this one was there
@@ -96,23 +104,51 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
+def _before_start():
+    """Runs in each new process, before its command."""
+    if sys.platform == "linux":  # however we end, SIGKILL included, it is asked to stop
+        LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    for number in ASKING:  # or a question would end it before it can answer
+        signal.signal(number, signal.SIG_IGN)
+
+
 def _print_lines(stream, rank: int):
     for line in stream:
-        sys.stdout.write(f"[{rank}] {line.decode(errors='replace').rstrip()}\n")
-        sys.stdout.flush()
+        _write(f"[{rank}] {line.decode(errors='replace').rstrip()}")
+
+
+def _write(line: str):
+    # Where nobody reads any more, as after SIGHUP, the processes still have to get rid of their lines: they are saving.
+    with suppress(OSError):
+        os.write(1, f"{line}\n".encode())
 
 
 def _forward_signals(processes, arrived) -> dict:
-    """Passes SIGTERM and SIGINT on, and notes them; returns the handlers that were there before, by signal."""
+    """Passes signals on, and notes those that stop; returns the handlers that were there before, by signal."""
 
-    def forward(number, frame):
-        arrived.append(number)
-        if len(arrived) > 1:
+    by_hand = []  # a terminal that closes may send SIGHUP more than once, and beside SIGTERM
+
+    def stop(number, frame):
+        if number != signal.SIGHUP:
+            by_hand.append(number)
+        if len(by_hand) > 1:
             _kill(processes)
+        elif not arrived:
+            arrived.append(signal.SIGTERM if number == signal.SIGHUP else number)
+            for process in processes:
+                process.send_signal(arrived[0])
+
+    def ask(number, frame):
         for process in processes:
             process.send_signal(number)
 
-    return {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
+    handlers = dict.fromkeys(STOPPING, stop) | dict.fromkeys(ASKING, ask)
+    # What was ignored stays so: `nohup`, and Ctrl-C for what a script runs in the background.
+    return {
+        number: signal.signal(number, handler)
+        for number, handler in handlers.items()
+        if signal.getsignal(number) != signal.SIG_IGN
+    }
 
 
 def _kill(processes):
@@ -141,7 +177,7 @@ def _wait(processes, first: int, grace: float) -> int:
 
 
 def _say(text):
-    print(f"[launch.local] {text}", flush=True)
+    _write(f"[launch.local] {text}")
 
 
 def main(argv: list[str] | None = None) -> int:
