@@ -122,9 +122,8 @@ def _pod(job: JobDescription, command: list[str], resource: str) -> dict:
     container = {
         "name": "kosmos",
         "image": job.image,
-        "command": command,
-        # Kubernetes would put the value of another variable in the place of $(NAME).
-        "env": [{"name": key, "value": value.replace("$(", "$$(")} for key, value in job.env.items()],
+        "command": [_literal(word) for word in command],
+        "env": [{"name": key, "value": _literal(value)} for key, value in job.env.items()],
         "resources": {"limits": {resource: job.per_host}},
         "volumeMounts": mounts,
     }
@@ -145,6 +144,11 @@ def _pod(job: JobDescription, command: list[str], resource: str) -> dict:
     if job.gke.service_account:
         spec["serviceAccountName"] = job.gke.service_account
     return {"metadata": {"annotations": annotations}, "spec": spec}
+
+
+def _literal(text: str) -> str:
+    """Kubernetes puts the value of a variable in the place of $(NAME), and a single $ in that of $$."""
+    return text.replace("$", "$$")
 
 
 def _volumes(job: JobDescription) -> tuple[list, list, dict]:

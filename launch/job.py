@@ -55,7 +55,7 @@ class TpuVm:
 class JobDescription:
     """A run of `kosmos train` on a number of machines; launch/jobs has examples.
 
-    Every start runs the same command, and goes on from the newest checkpoint of the workdir.
+    Every start runs the same command, and resumes from the newest checkpoint of the workdir.
     """
 
     name: str

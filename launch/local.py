@@ -22,7 +22,7 @@ from contextlib import suppress
 from launch.job import JobDescription
 
 SUFFIX, CLIENT, INSTALL = ".sh", "bash", "it comes with the system"
-STOPPED = 75  # of kosmos train: saved, run again to go on
+STOPPED = 75  # of kosmos train: saved, run again to resume
 # What is left to the other processes once one has failed, to say what they saw.
 GRACE_SECONDS = 30.0
 STOPPING = signal.SIGTERM, signal.SIGINT, signal.SIGHUP
@@ -33,7 +33,7 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def render(job: JobDescription) -> str:
-    """A shell script that runs the whole job on this machine."""
+    """A shell script that runs the complete job on this machine."""
     job.require(
         job.hosts * job.slices == 1 or job.kind == "cpu",
         "topology",
@@ -143,7 +143,7 @@ def _forward_signals(processes, arrived) -> dict:
             process.send_signal(number)
 
     handlers = dict.fromkeys(STOPPING, stop) | dict.fromkeys(ASKING, ask)
-    # What was ignored stays so: `nohup`, and Ctrl-C for what a script runs in the background.
+    # What was ignored is still ignored: `nohup`, and Ctrl-C for what a script runs in the background.
     return {
         number: signal.signal(number, handler)
         for number, handler in handlers.items()
@@ -189,7 +189,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m launch.local", usage="%(prog)s [options] -- COMMAND ...")
     add = parser.add_argument
     add("--here", type=int, required=True, metavar="N", help="processes to start on this machine")
-    add("--total", type=int, default=0, metavar="N", help="processes of the whole job; default: those here")
+    add("--total", type=int, default=0, metavar="N", help="processes of the complete job; default: those here")
     add("--first", type=int, default=0, metavar="I", help="number of the first process here; default: 0")
     add("--coordinator", default="", metavar="HOST:PORT", help="of process 0; default: this machine, a free port")
     add("--one-gpu-each", action="store_true", help="process I uses the I-th GPU of this machine alone")

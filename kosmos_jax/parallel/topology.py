@@ -82,7 +82,7 @@ class Topology:
 
     @property
     def wraps(self) -> tuple[bool, ...]:
-        """Which directions of the torus are closed: 16 chips on v5e and v6e, whole cubes of 4x4x4 on the others."""
+        """Which directions of the torus are closed: 16 chips on v5e and v6e, multiples of 4 on the others."""
         if self.chip.dimensions == 3:
             return (all(size % 4 == 0 for size in self.shape),) * 3
         return tuple(self.chip.kind == "tpu" and size == 16 for size in self.shape)

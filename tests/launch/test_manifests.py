@@ -117,9 +117,10 @@ def test_a_mistake_ends_a_jobset_and_being_stopped_does_not_count(reason, messag
     assert codes["onExitCodes"]["values"] == [2, 75]  # or the reason would be the backoff limit
 
 
-def test_a_value_of_the_environment_is_not_expanded_by_kubernetes():
-    environment = pod_of(job("kosmos1_v5p", env={"A": "$(B) $C"}))["containers"][0]["env"]
-    assert environment == [{"name": "A", "value": "$$(B) $C"}]
+def test_kubernetes_expands_nothing_in_values_and_in_the_command():
+    container = pod_of(job("kosmos1_v5p", env={"A": "$(B) $C"}, overrides={"a": "$(A)"}))["containers"][0]
+    assert container["env"] == [{"name": "A", "value": "$$(B) $$C"}]
+    assert container["command"][-1] == "--config.a=$$(A)"
 
 
 def test_a_single_gpu_host_needs_no_network():

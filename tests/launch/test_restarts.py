@@ -1,13 +1,15 @@
-"""The shell around a run: which status starts it again, which one does not, and when it gives up."""
+"""The shell around a run: what reaches it, which status starts it again, and when it gives up."""
 
 import os
 import shutil
 import subprocess
+import sys
 
 import pytest
+import yaml
 
 from launch import slurm, tpu_vm
-from tests.launch.cases import job
+from tests.launch.cases import job, target_module
 
 
 def fake(folder, name: str, script: str):
@@ -181,3 +183,45 @@ def test_watch_asks_again_for_tpus_that_were_taken_away_and_returns_them_at_the_
     assert result.returncode == 0, result
     calls = [line.split()[0] for line in (tmp_path / "calls").read_text().splitlines()]
     assert calls == ["describe", "describe", "ssh", "describe", "delete", "create", "describe", "ssh", "ssh", "delete"]
+
+
+NASTY = """a 'b' "c" $HOME $(id) $$ `id` \\ {x} %s ; & # ! ü
+BOOT
+EOF -- """
+
+
+def script_of(target: str, described) -> str:
+    """What a shell runs, in the end: of the scheduler, of the machine, or of the container."""
+    if target == "tpu-vm":
+        return tpu_vm.boot_script(described).replace("exec >> /var/log/kosmos.log 2>&1", "").replace("/var/", "./")
+    text = target_module(target).render(described)
+    if target == "gke":
+        (replicated,) = yaml.safe_load(text)["spec"]["replicatedJobs"]
+        _, _, script = replicated["template"]["spec"]["template"]["spec"]["containers"][0]["command"]
+        return script.replace("$$", "$")  # as Kubernetes does
+    return yaml.safe_load(text)["run"].replace("cd /kosmos_jax", "") if target == "skypilot" else text
+
+
+@pytest.mark.parametrize(
+    "target, name, program",
+    [
+        ("slurm", "demo_cpu", "srun"),
+        ("local", "demo_cpu", "python"),
+        ("gke", "kosmos1_h100", "python"),
+        ("skypilot", "kosmos1_h100", "python"),
+        ("tpu-vm", "kosmos1_v5p", "docker"),
+    ],
+)
+def test_what_stands_in_a_description_reaches_the_process_as_it_stands_there(target, name, program, tmp_path):
+    described = job(name, overrides={"x": NASTY}, env={"A": NASTY})
+    fake(tmp_path, program, """printf '%s\\0' "$@" > words; printf %s "$A" > variable""")
+    for other in ("gcsfuse", "mountpoint"):
+        fake(tmp_path, other, "true")
+    script = script_of(target, described).replace(sys.executable, "python")
+    result = shell(script, tmp_path, SLURM_SUBMIT_DIR=str(tmp_path))
+    words = (tmp_path / "words").read_text().split("\0")
+    assert f"--config.x={NASTY}" in words, result
+    if target in ("slurm", "local"):
+        assert (tmp_path / "variable").read_text() == NASTY
+    if target == "tpu-vm":
+        assert f"--env=A={NASTY}" in words

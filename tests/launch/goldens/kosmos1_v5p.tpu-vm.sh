@@ -73,8 +73,8 @@ while :; do
         125) pause=$((pause < 160 ? 2 * pause : 300)) ;;  # no failure of the run: tried until it works
         *)
             pause=10 count=$(count_failure $status)
-            echo "== failure $count of 11 without a new checkpoint before this host gives up"
-            [ "$count" -ge 11 ] && break
+            echo "== failure $count of 51 without a new checkpoint before this host gives up"
+            [ "$count" -ge 51 ] && break
             ;;
     esac
     echo "== next start in $pause s"
