@@ -11,6 +11,7 @@ import argparse
 import ctypes
 import os
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -69,25 +70,27 @@ def run(
     coordinator = coordinator or f"127.0.0.1:{free_port()}"
     processes, printers, arrived = [], [], []
     previous = _forward_signals(processes, arrived)
-    for index in range(here):
-        flags = [f"--coordinator={coordinator}", f"--processes={total or here}", f"--process-id={first + index}"]
-        # As under Slurm: all GPUs are visible, and JAX takes the one of the local rank.
-        environment = os.environ | ({"JAX_LOCAL_DEVICE_IDS": str(index)} if one_gpu_each else {})
-        # A session of its own: Ctrl-C at the terminal reaches it through us alone, once.
-        process = subprocess.Popen(
-            [*command, *flags],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            preexec_fn=_before_start,
-        )
-        processes.append(process)
-        for number in arrived:  # before this one was there
-            process.send_signal(number)
-        printers.append(threading.Thread(target=_print_lines, args=(process.stdout, first + index), daemon=True))
-        printers[-1].start()
     try:
+        for index in range(here):
+            flags = [f"--coordinator={coordinator}", f"--processes={total or here}", f"--process-id={first + index}"]
+            # As under Slurm: all GPUs are visible, and JAX takes the one of the local rank.
+            environment = os.environ | ({"JAX_LOCAL_DEVICE_IDS": str(index)} if one_gpu_each else {})
+            # A session of its own: Ctrl-C at the terminal reaches it through us alone, once.
+            process = subprocess.Popen(
+                [*command, *flags],
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=_before_start,
+            )
+            processes.append(process)
+            for number in arrived:  # before this one was there
+                process.send_signal(number)
+        # Only now: no process may be made by `preexec_fn` while there are threads.
+        for index, process in enumerate(processes):
+            printers.append(threading.Thread(target=_print_lines, args=(process.stdout, first + index), daemon=True))
+            printers[-1].start()
         return _wait(processes, first, grace)
     finally:
         for number, handler in previous.items():
@@ -197,6 +200,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv[:cut])
     if not argv[cut + 1 :]:
         parser.error("no command; write it after --")
+    if not shutil.which(argv[cut + 1]):
+        parser.error(f"there is no command {argv[cut + 1]}")
     return run(argv[cut + 1 :], **vars(args))
 
 

@@ -149,6 +149,12 @@ def test_under_nohup_the_end_of_the_terminal_ends_nothing():
     assert process.wait(timeout=30) == 0
 
 
+def test_a_command_that_does_not_exist_is_a_mistake():
+    command = [sys.executable, "-m", "launch.local", "--here=2", "--", "kosmoss", "train"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30)
+    assert result.returncode == 2 and result.stderr.endswith("error: there is no command kosmoss\n")
+
+
 def test_nothing_that_they_started_stays_behind():
     code = "import subprocess; print('child', subprocess.Popen(['sleep', '60']).pid, flush=True); sys.exit(rank)"
     _, lines = run(code, "--here=2", "--grace=0.2")
