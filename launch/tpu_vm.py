@@ -175,7 +175,8 @@ def boot_script(job: JobDescription) -> str:
     mounts, options = [], []
     for path, source in job.mounts.items():
         bucket = source.removeprefix("gs://").rstrip("/")
-        job.require(source.startswith("gs://") and "/" not in bucket, "mounts", f'{source!r}: write "gs://BUCKET"')
+        fine = source.startswith("gs://") and bucket and "/" not in bucket
+        job.require(fine, "mounts", f'{source!r}: write "gs://BUCKET"')
         mounts.append(f"    mount_bucket {shlex.join([bucket, path])} || return\n")
         options.append(f"--volume={path}:{path}")
     options += [f"--env={key}={value}" for key, value in job.env.items()]

@@ -126,6 +126,7 @@ def test_a_description_that_does_not_hold_together_says_what_to_write(changes, m
         ("kosmos1_h100", "tpu-vm", {}, "Cloud TPU has TPUs only"),
         ("kosmos1_v5p", "tpu-vm", dict(topology="tpu7x:4x4x4"), "for others use --on gke"),
         ("kosmos1_v5p", "tpu-vm", dict(mounts={"/runs": "pvc:c"}), 'write "gs://BUCKET"'),
+        ("kosmos1_v5p", "tpu-vm", dict(mounts={"/runs": "gs://"}), 'write "gs://BUCKET"'),
         ("kosmos1_v5e", "skypilot", {}, "SkyPilot starts one TPU slice"),
         ("kosmos1_v5p", "skypilot", dict(topology="v5p:4x4x16"), "gets v5p:4x8x8; for this shape use --on gke"),
         ("kosmos1_v5p", "skypilot", dict(image="", venv="/v"), "that is for Slurm"),
