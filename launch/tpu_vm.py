@@ -121,7 +121,7 @@ touch /var/lib/kosmos-ended
 """
 
 INSTALL_GCSFUSE = """\
-# Right after boot the system updates itself, and holds apt's lock meanwhile.
+# Right after boot the system updates itself, and holds apt's locks meanwhile. `update` does not wait for its own.
 apt() { DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=600 "$@"; }
 install_gcsfuse() {
     curl -fsS https://packages.cloud.google.com/apt/doc/apt-key.gpg -o /usr/share/keyrings/cloud.google.asc &&
