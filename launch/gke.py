@@ -1,7 +1,8 @@
 """A JobSet for Google Kubernetes Engine: TPU slices, or GPU hosts.
 
-Sources: the TPU example of kubernetes-sigs/jobset (site/static/examples/tpu-multislice), GKE's pages on TPUs and on the
-Cloud Storage FUSE driver, the charts of AI-Hypercomputer/gpu-recipes.
+Sources: the TPU example of kubernetes-sigs/jobset (site/static/examples/tpu-multislice) and its failure policy
+(pkg/controllers/failure_policy.go; patterns of messages need JobSet 0.10), GKE's pages on TPUs and on the Cloud Storage
+FUSE driver, the charts of AI-Hypercomputer/gpu-recipes.
 """
 
 import shlex
@@ -13,6 +14,8 @@ from launch.manifest import to_yaml
 SUFFIX, CLIENT = ".yaml", "kubectl"
 INSTALL = "https://kubernetes.io/docs/tasks/tools; then gcloud container clusters get-credentials CLUSTER"
 HOSTS = "hosts"  # the one replicated job; a slice is a replica of it
+# What Kubernetes says of a job whose container ended with 2 (pkg/controller/job/pod_failure_policy.go).
+MISTAKEN = "^Container kosmos for pod .* failed with exit code 2 matching FailJob rule"
 # Orbax commits a checkpoint by renaming its folder, and one process looks for what another has just written. Give the
 # bucket a hierarchical namespace: a rename is then one operation, and not a copy of each object.
 BUCKET_OPTIONS = "implicit-dirs,rename-dir-limit=200000,metadata-cache-ttl-secs=0,metadata-cache-negative-ttl-secs=0"
@@ -44,7 +47,7 @@ def render(job: JobDescription) -> str:
             "rules": [
                 {
                     "action": "FailJob",
-                    "onExitCodes": {"containerName": "kosmos", "operator": "In", "values": [75]},
+                    "onExitCodes": {"containerName": "kosmos", "operator": "In", "values": [2, 75]},
                 },
                 {"action": "FailJob", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
             ]
@@ -54,13 +57,20 @@ def render(job: JobDescription) -> str:
     spec = {
         "failurePolicy": {
             "maxRestarts": job.max_restarts,
-            # Stopped and saved, or the node was taken away: the rules of the pods say which. Nobody's failure.
+            # The first rule that fits is taken. Without one, as after status 1, the restart counts.
             "rules": [
                 {
+                    "name": "mistaken",  # another start would end in the same way
+                    "action": "FailJobSet",
+                    "onJobFailureReasons": ["PodFailurePolicy"],
+                    "onJobFailureMessagePatterns": [MISTAKEN],
+                },
+                {
+                    # Stopped and saved, or the node was taken away: nobody's failure.
                     "name": "stopped",
                     "action": "RestartJobSetAndIgnoreMaxRestarts",
                     "onJobFailureReasons": ["PodFailurePolicy"],
-                }
+                },
             ],
         },
         "replicatedJobs": [{"name": HOSTS, "replicas": job.slices, "template": {"spec": hosts}}],
@@ -112,8 +122,8 @@ def _pod(job: JobDescription, command: list[str], resource: str) -> dict:
     container = {
         "name": "kosmos",
         "image": job.image,
-        "command": command,
-        "env": [{"name": key, "value": value} for key, value in job.env.items()],
+        "command": [_literal(word) for word in command],
+        "env": [{"name": key, "value": _literal(value)} for key, value in job.env.items()],
         "resources": {"limits": {resource: job.per_host}},
         "volumeMounts": mounts,
     }
@@ -134,6 +144,11 @@ def _pod(job: JobDescription, command: list[str], resource: str) -> dict:
     if job.gke.service_account:
         spec["serviceAccountName"] = job.gke.service_account
     return {"metadata": {"annotations": annotations}, "spec": spec}
+
+
+def _literal(text: str) -> str:
+    """Kubernetes puts the value of a variable in the place of $(NAME), and a single $ in that of $$."""
+    return text.replace("$", "$$")
 
 
 def _volumes(job: JobDescription) -> tuple[list, list, dict]:

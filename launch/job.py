@@ -5,9 +5,10 @@ import runpy
 import shlex
 import traceback
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path, PurePosixPath
+from typing import get_origin
 
 from kosmos_jax.errors import UserError
 from kosmos_jax.parallel.topology import Topology, parse
@@ -17,6 +18,8 @@ CAPACITIES = ("on-demand", "spot", "reserved")
 COORDINATOR_PORT = 8476
 # For a checkpoint between SIGTERM and SIGKILL. A spot machine is taken away after 30 seconds whatever is asked for.
 GRACE_SECONDS = 300
+# Characters that mean the same to shells, schedulers and container runtimes. Others may end a word or a list there.
+PATH, SOURCE, IMAGE = r"(/[\w.@+=-]+)+/?", r"[\w./][\w.:/@+=-]*", r"[\w./][\w.:/@#+-]*"
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class TpuVm:
 class JobDescription:
     """A run of `kosmos train` on a number of machines; launch/jobs has examples.
 
-    Every start runs the same command, and goes on from the newest checkpoint of the workdir.
+    Every start runs the same command, and resumes from the newest checkpoint of the workdir.
     """
 
     name: str
@@ -65,7 +68,7 @@ class JobDescription:
     venv: str = ""  # instead of an image, on Slurm: a folder that all hosts see
     mounts: Mapping[str, str] = field(default_factory=dict)  # path -> "gs://BUCKET", "pvc:CLAIM" (GKE), "/path" (Slurm)
     env: Mapping[str, str] = field(default_factory=dict)
-    max_restarts: int = 10  # after failures; a start that ends with 75 (stopped and saved) is always started again
+    max_restarts: int = 10  # after failures without a new checkpoint; on GKE and SkyPilot, of the complete run
     capacity: str = "on-demand"
     reservation: str = ""  # its name, with capacity="reserved"
     slurm: Slurm = Slurm()
@@ -73,9 +76,15 @@ class JobDescription:
     tpu_vm: TpuVm = TpuVm()
 
     def __post_init__(self):
+        for key, part in {"": self, "slurm": self.slurm, "gke": self.gke, "tpu_vm": self.tpu_vm}.items():
+            for each in fields(part):
+                kind, value = get_origin(each.type) or each.type, getattr(part, each.name)
+                fine = isinstance(value, kind) and not isinstance(value, bool)
+                self.require(fine, key or each.name, f"{each.name} has to be of the type {kind.__name__}")
         # Pods are called NAME-hosts-SLICE-HOST-xxxxx, and a name of Kubernetes has at most 63 characters.
         good_name = re.fullmatch(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?", self.name)
         self.require(good_name, "name", "write at most 40 of a-z, 0-9 and -, beginning with a letter: kosmos1-v5p")
+        self.require(self.config, "config", "name a file, as for `kosmos train`")
         self.require(
             not self.workdir.startswith("gs://"), "workdir", 'mounts={"/runs": "gs://BUCKET"}, workdir="/runs/1"'
         )
@@ -83,10 +92,20 @@ class JobDescription:
         self.require(self.capacity in CAPACITIES, "capacity", f"write one of {', '.join(CAPACITIES)}")
         self.require(not self.reservation or self.capacity == "reserved", "reservation", 'add capacity="reserved"')
         self.require(self.max_restarts >= 0, "max_restarts", "0 is the least")
+        self.require(not self.image or _only(IMAGE, self.image), "image", "write REGISTRY/NAME:TAG")
+        self.require(not (self.image and self.venv), "venv", "name this or an image, not both")
         for key, value in self.env.items():
-            self.require(re.fullmatch(r"[A-Za-z_]\w*", key) and isinstance(value, str), "env", f"{key!r}: give text")
-        for path in self.mounts:
-            self.require(PurePosixPath(path).is_absolute(), "mounts", f"{path!r} has to be an absolute path")
+            fine = _only(r"[A-Za-z_]\w*", key) and isinstance(value, str) and "\0" not in value
+            self.require(fine, "env", f"{key!r}: give text, and a name of letters, digits and _")
+        for path, source in self.mounts.items():
+            self.require(
+                _only(PATH, path) and ".." not in path,
+                "mounts",
+                f"{path!r} has to be an absolute path of letters, digits, . _ -",
+            )
+            self.require(
+                _only(SOURCE, source), "mounts", f"{source!r}: give a bucket, a claim or a path, without spaces"
+            )
         _ = self.hosts
 
     @cached_property
@@ -153,8 +172,14 @@ class JobDescription:
         """For machines that share nothing but buckets."""
         inside = any(PurePosixPath(self.workdir).is_relative_to(path) for path in self.mounts)
         self.require(
-            inside, "workdir", 'put it under a mount, such as mounts={"/runs": "gs://BUCKET"}, workdir="/runs/1"'
+            inside and ".." not in self.workdir,
+            "workdir",
+            'put it under a mount, such as mounts={"/runs": "gs://BUCKET"}, workdir="/runs/1"',
         )
+
+
+def _only(characters: str, text) -> bool:
+    return isinstance(text, str) and re.fullmatch(characters, text, re.ASCII) is not None
 
 
 def load_job(path: str | Path) -> JobDescription:

@@ -3,12 +3,15 @@
     python -m launch.local --here 2 -- kosmos train --config configs/demo.py --workdir out/two
 
 Each process gets `--coordinator HOST:PORT --processes N --process-id I` after its command, and its lines come out with
-its number in front. SIGTERM and Ctrl-C go to all of them; a second one kills.
+its number in front. SIGTERM, Ctrl-C and the end of the terminal (SIGHUP) stop all of them; a second SIGTERM or Ctrl-C
+kills. SIGUSR1 and SIGUSR2 are passed on, and the processes continue.
 """
 
 import argparse
+import ctypes
 import os
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -20,13 +23,18 @@ from contextlib import suppress
 from launch.job import JobDescription
 
 SUFFIX, CLIENT, INSTALL = ".sh", "bash", "it comes with the system"
-STOPPED = 75  # of kosmos train: saved, run again to go on
+STOPPED = 75  # of kosmos train: saved, run again to resume
 # What is left to the other processes once one has failed, to say what they saw.
 GRACE_SECONDS = 30.0
+STOPPING = signal.SIGTERM, signal.SIGINT, signal.SIGHUP
+# What `kosmos train` answers without stopping: its stacks, a trace of its profiler.
+ASKING = signal.SIGUSR1, signal.SIGUSR2
+LIBC = ctypes.CDLL(None)
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def render(job: JobDescription) -> str:
-    """A shell script that runs the whole job on this machine."""
+    """A shell script that runs the complete job on this machine."""
     job.require(
         job.hosts * job.slices == 1 or job.kind == "cpu",
         "topology",
@@ -62,24 +70,27 @@ def run(
     coordinator = coordinator or f"127.0.0.1:{free_port()}"
     processes, printers, arrived = [], [], []
     previous = _forward_signals(processes, arrived)
-    for index in range(here):
-        flags = [f"--coordinator={coordinator}", f"--processes={total or here}", f"--process-id={first + index}"]
-        # As under Slurm: all GPUs are visible, and JAX takes the one of the local rank.
-        environment = os.environ | ({"JAX_LOCAL_DEVICE_IDS": str(index)} if one_gpu_each else {})
-        # A session of its own: Ctrl-C at the terminal reaches it through us alone, once.
-        process = subprocess.Popen(
-            [*command, *flags],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        processes.append(process)
-        for number in arrived:  # before this one was there
-            process.send_signal(number)
-        printers.append(threading.Thread(target=_print_lines, args=(process.stdout, first + index), daemon=True))
-        printers[-1].start()
     try:
+        for index in range(here):
+            flags = [f"--coordinator={coordinator}", f"--processes={total or here}", f"--process-id={first + index}"]
+            # As under Slurm: all GPUs are visible, and JAX takes the one of the local rank.
+            environment = os.environ | ({"JAX_LOCAL_DEVICE_IDS": str(index)} if one_gpu_each else {})
+            # A session of its own: Ctrl-C at the terminal reaches it through us alone, once.
+            process = subprocess.Popen(
+                [*command, *flags],
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=_before_start,
+            )
+            processes.append(process)
+            for number in arrived:  # before this one was there
+                process.send_signal(number)
+        # Only now: no process may be made by `preexec_fn` while there are threads.
+        for index, process in enumerate(processes):
+            printers.append(threading.Thread(target=_print_lines, args=(process.stdout, first + index), daemon=True))
+            printers[-1].start()
         return _wait(processes, first, grace)
     finally:
         for number, handler in previous.items():
@@ -96,23 +107,51 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
+def _before_start():
+    """Runs in each new process, before its command."""
+    if sys.platform == "linux":  # however we end, SIGKILL included, it is asked to stop
+        LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    for number in ASKING:  # or a question would end it before it can answer
+        signal.signal(number, signal.SIG_IGN)
+
+
 def _print_lines(stream, rank: int):
     for line in stream:
-        sys.stdout.write(f"[{rank}] {line.decode(errors='replace').rstrip()}\n")
-        sys.stdout.flush()
+        _write(f"[{rank}] {line.decode(errors='replace').rstrip()}")
+
+
+def _write(line: str):
+    # Where nobody reads any more, as after SIGHUP, the processes still have to get rid of their lines: they are saving.
+    with suppress(OSError):
+        os.write(1, f"{line}\n".encode())
 
 
 def _forward_signals(processes, arrived) -> dict:
-    """Passes SIGTERM and SIGINT on, and notes them; returns the handlers that were there before, by signal."""
+    """Passes signals on, and notes those that stop; returns the handlers that were there before, by signal."""
 
-    def forward(number, frame):
-        arrived.append(number)
-        if len(arrived) > 1:
+    by_hand = []  # a terminal that closes may send SIGHUP more than once, and beside SIGTERM
+
+    def stop(number, frame):
+        if number != signal.SIGHUP:
+            by_hand.append(number)
+        if len(by_hand) > 1:
             _kill(processes)
+        elif not arrived:
+            arrived.append(signal.SIGTERM if number == signal.SIGHUP else number)
+            for process in processes:
+                process.send_signal(arrived[0])
+
+    def ask(number, frame):
         for process in processes:
             process.send_signal(number)
 
-    return {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
+    handlers = dict.fromkeys(STOPPING, stop) | dict.fromkeys(ASKING, ask)
+    # What was ignored is still ignored: `nohup`, and Ctrl-C for what a script runs in the background.
+    return {
+        number: signal.signal(number, handler)
+        for number, handler in handlers.items()
+        if signal.getsignal(number) != signal.SIG_IGN
+    }
 
 
 def _kill(processes):
@@ -141,7 +180,7 @@ def _wait(processes, first: int, grace: float) -> int:
 
 
 def _say(text):
-    print(f"[launch.local] {text}", flush=True)
+    _write(f"[launch.local] {text}")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -153,7 +192,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m launch.local", usage="%(prog)s [options] -- COMMAND ...")
     add = parser.add_argument
     add("--here", type=int, required=True, metavar="N", help="processes to start on this machine")
-    add("--total", type=int, default=0, metavar="N", help="processes of the whole job; default: those here")
+    add("--total", type=int, default=0, metavar="N", help="processes of the complete job; default: those here")
     add("--first", type=int, default=0, metavar="I", help="number of the first process here; default: 0")
     add("--coordinator", default="", metavar="HOST:PORT", help="of process 0; default: this machine, a free port")
     add("--one-gpu-each", action="store_true", help="process I uses the I-th GPU of this machine alone")
@@ -161,6 +200,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv[:cut])
     if not argv[cut + 1 :]:
         parser.error("no command; write it after --")
+    if not shutil.which(argv[cut + 1]):
+        parser.error(f"there is no command {argv[cut + 1]}")
     return run(argv[cut + 1 :], **vars(args))
 
 

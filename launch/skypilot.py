@@ -29,6 +29,7 @@ def render(job: JobDescription) -> str:
         "capacity",
         "SkyPilot takes reservations from gcp.specific_reservations of its own config",
     )
+    job.require(not job.venv, "venv", "that is for Slurm; name an image, or nothing: then this folder is installed")
     job.require_workdir_mounted()
     known = RUNTIMES if job.kind == "tpu" else GPUS
     job.require(job.place.chip.name in known, "topology", f"on SkyPilot there are {', '.join((*RUNTIMES, *GPUS))}")
@@ -49,11 +50,17 @@ def render(job: JobDescription) -> str:
 
 def _tpu(job: JobDescription) -> dict:
     """All hosts of a slice are one node to SkyPilot, and each of them runs the command."""
-    runtime = RUNTIMES[job.place.chip.name]
+    default = "x".join(map(str, job.place.default_shape))
+    job.require(
+        job.place.name == default,
+        "topology",
+        f"SkyPilot names the number of chips alone, and gets {job.place.chip.name}:{default}; for this shape use "
+        "--on gke or --on tpu-vm",
+    )
     return {
         "infra": "gcp",
         "accelerators": f"tpu-{job.place.accelerator_type}",
-        "accelerator_args": {"runtime_version": runtime},
+        "accelerator_args": {"runtime_version": RUNTIMES[job.place.chip.name]},
     }
 
 

@@ -5,9 +5,12 @@ limit, and not the script's shell, which then sees their status. scancel signals
 that a cancelled job is not queued again. A job whose node died is queued again because of --requeue.
 """
 
+import re
 import shlex
+from pathlib import PurePosixPath
 
 from launch.job import GRACE_SECONDS, JobDescription
+from launch.restarts import count_failure
 
 SUFFIX, CLIENT = ".sbatch", "sbatch"
 INSTALL = "run this on a login node of the cluster, or install slurm-client there"
@@ -21,7 +24,7 @@ SCRIPT = """\
 # One start of the job; Slurm runs this script again for the next one.
 echo "== start $((${{SLURM_RESTART_COUNT:-0}} + 1)) of job $SLURM_JOB_ID on $SLURM_JOB_NODELIST, $(date -Is)"
 failures="$SLURM_SUBMIT_DIR/$SLURM_JOB_NAME-$SLURM_JOB_ID.failures"
-{setup}
+{count_failure}{setup}
 # JAX finds coordinator, count and rank in srun's variables. A process takes the GPU of its local rank, so that it has
 # to see all of them, and its threads may use every core. The others are not killed when one ends: they may be saving.
 srun {options} \\
@@ -30,12 +33,11 @@ status=$?
 
 case $status in
     0) echo "== all steps done" ;;
-    75) echo "== stopped and saved; goes on in the next start"; scontrol requeue "$SLURM_JOB_ID" ;;
+    75) echo "== stopped and saved; resumes in the next start"; scontrol requeue "$SLURM_JOB_ID" ;;
     2) echo "== see the message above: another start would end in the same way"; exit 2 ;;
     *)
-        echo "$(date -Is) status $status" >> "$failures"
-        count=$(wc -l < "$failures")
-        echo "== status $status, failure $count of {allowed} before the job gives up"
+        count=$(count_failure $status)
+        echo "== status $status, failure $count of {allowed} without a new checkpoint before the job gives up"
         [ "$count" -ge {allowed} ] && exit $status
         scontrol requeue "$SLURM_JOB_ID"
         ;;
@@ -66,21 +68,36 @@ def render(job: JobDescription) -> str:
         "output": "%x-%j.log",
         "open-mode": "append",
     }
+    for value in directives.values():
+        job.require(not re.search(r"\s", str(value)), "slurm", f"{value!r} has spaces, which end an option of sbatch")
     options = ["--kill-on-bad-exit=0", f"--wait={WAIT_SECONDS}", "--cpu-bind=none"]
     if job.kind == "gpu":
         options += [f"--gres=gpu:{job.per_host}", "--gpu-bind=none"]
-    if not job.venv:
+    if job.venv:
+        job.require(not job.mounts, "mounts", "for an image alone; with a venv write the paths of the hosts")
+    else:
         job.require(all(host.startswith("/") for host in job.mounts.values()), "mounts", "on Slurm: paths of the hosts")
+        job.require_workdir_mounted()
         mounts = ",".join(f"{host}:{path}" for path, host in job.mounts.items())
-        options += [f"--container-image={job.image}", *([f"--container-mounts={mounts}"] if mounts else [])]
+        options += [f"--container-image={job.image}", f"--container-mounts={mounts}"]
     lines = [f"#SBATCH --{key}={value}" for key, value in directives.items() if value]
     return SCRIPT.format(
         directives="\n".join([*lines, "#SBATCH --exclusive", "#SBATCH --requeue"]),
+        count_failure=count_failure(_host_workdir(job)),
         setup="".join(f"{line}\n" for line in (*job.slurm.setup, *job.exports)),
         options=shlex.join(options),
         command=shlex.join(job.command),
         allowed=job.max_restarts + 1,
     )
+
+
+def _host_workdir(job: JobDescription) -> str:
+    """The workdir outside the container, where the script runs."""
+    workdir = PurePosixPath(job.workdir)
+    for path in sorted(job.mounts, key=len, reverse=True):
+        if workdir.is_relative_to(path):
+            return str(job.mounts[path] / workdir.relative_to(path))
+    return job.workdir
 
 
 def submit_command(job: JobDescription, path: str) -> list[str]:

@@ -1,15 +1,18 @@
 """Cloud TPU without Kubernetes: a script that asks gcloud for a queued resource, and what its machines do at each boot.
 
-Sources: `gcloud compute tpus queued-resources create --help` (528), docs.cloud.google.com/tpu/docs/queued-resources and
-.../runtimes, docs.cloud.google.com/storage/docs/cloud-storage-fuse/install.
+Sources: `gcloud alpha compute tpus queued-resources create --help` (528; without alpha, its --type knows v4 alone), the
+pages tpu/docs/queued-resources, tpu/docs/runtimes, storage/docs/cloud-storage-fuse/install and
+artifact-registry/docs/docker/authentication (access token) of docs.cloud.google.com.
 """
 
 import shlex
 
 from launch.gke import BUCKET_OPTIONS
 from launch.job import GRACE_SECONDS, JobDescription
+from launch.restarts import count_failure
 
-SUFFIX, CLIENT, INSTALL = ".sh", "gcloud", "https://cloud.google.com/sdk/docs/install; then gcloud auth login"
+SUFFIX, CLIENT = ".sh", "gcloud"
+INSTALL = "https://cloud.google.com/sdk/docs/install; then gcloud components install alpha and gcloud auth login"
 # The software of the machine itself; ours comes in the image. TPU v7 is not in the Cloud TPU API.
 RUNTIMES = {
     "v4": "tpu-ubuntu2204-base",
@@ -31,15 +34,15 @@ where=({where})
 
 boot=$(mktemp)
 trap 'rm -f "$boot"' EXIT
-cat > "$boot" <<'BOOT'
-{boot}BOOT
+cat > "$boot" <<'{end}'
+{boot}{end}
 
 tpu() {{ gcloud compute tpus "$@" "${{where[@]}}"; }}
 state() {{ tpu queued-resources describe {name} --format='value(state.state)'; }}
 on_host_0() {{ tpu tpu-vm ssh {host_0} --worker=0 --command="$1"; }}
 
 create() {{
-    tpu queued-resources create {name} \\
+    gcloud alpha compute tpus queued-resources create {name} "${{where[@]}}" \\
         {flags} \\
         --metadata-from-file=startup-script="$boot"
 }}
@@ -69,40 +72,70 @@ BOOT = """\
 #!/bin/bash
 # Every host runs this as root at each boot, so also after maintenance.
 exec >> /var/log/kosmos.log 2>&1
+export HOME=/root
 [ -e /var/lib/kosmos-ended ] && exit
-{login}
+failures=/var/lib/kosmos-failures
+{count_failure}
+{functions}
+mount_bucket() {{
+    mountpoint -q "$2" && return
+    umount --lazy "$2" 2> /dev/null  # a mount whose process died is in the way of another
+    mkdir -p "$2" && gcsfuse -o allow_other {flags} "$1" "$2"
+}}
 # Without its bucket a run would begin anew on the host's own disk: then it does not start.
-mount_buckets() {{
+set_up() {{
     command -v gcsfuse || install_gcsfuse || return
-{mounts}}}
-{install_gcsfuse}
-failures=0
-until [ $failures -gt {max_restarts} ]; do
-    echo "== start on $(hostname), $(date -Is)"
-    # With the host's network and devices, JAX finds the other hosts as it does without a container.
+{mounts}    docker image inspect {image} > /dev/null && return
+    {login}docker pull --quiet {image}
+}}
+start() {{
+    set_up || return 125  # as Docker says that a container did not even start
     docker rm --force kosmos
-    mount_buckets && docker run --name kosmos --init --privileged --net=host --ipc=host --stop-timeout={grace} \\
+    # With the host's network and devices, JAX finds the other hosts as it does without a container.
+    docker run --name kosmos --init --privileged --net=host --ipc=host --stop-timeout={grace} \\
         {options} \\
         {command}
+}}
+
+pause=10
+while :; do
+    echo "== start on $(hostname), $(date -Is)"
+    start
     status=$?
     echo "== status $status"
     case $status in
         0) break ;;  # all steps done
         2) break ;;  # see the message above: another start would end in the same way
-        75) ;;       # stopped and saved
-        *) failures=$((failures + 1)) ;;
+        75) pause=10 ;;  # stopped and saved
+        125) pause=$((pause < 160 ? 2 * pause : 300)) ;;  # no failure of the run: tried until it works
+        *)
+            pause=10 count=$(count_failure $status)
+            echo "== failure $count of {allowed} without a new checkpoint before this host gives up"
+            [ "$count" -ge {allowed} ] && break
+            ;;
     esac
-    sleep 10
+    echo "== next start in $pause s"
+    sleep $pause
 done
 touch /var/lib/kosmos-ended
 """
 
 INSTALL_GCSFUSE = """\
+# Right after boot the system updates itself, and holds apt's locks meanwhile. `update` does not wait for its own.
+apt() { DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=600 "$@"; }
 install_gcsfuse() {
     curl -fsS https://packages.cloud.google.com/apt/doc/apt-key.gpg -o /usr/share/keyrings/cloud.google.asc &&
         echo "deb [signed-by=/usr/share/keyrings/cloud.google.asc] https://packages.cloud.google.com/apt" \\
             "gcsfuse-$(lsb_release -cs) main" > /etc/apt/sources.list.d/gcsfuse.list &&
-        apt-get update && apt-get install -y gcsfuse
+        apt update && apt install -y gcsfuse
+}
+"""
+LOG_IN = """\
+# With the token of the machine's service account, which lasts an hour: long enough for a pull.
+log_in() {
+    local url=http://metadata.google.internal/computeMetadata/v1/instance/service-accounts/default/token
+    curl -fsS -H 'Metadata-Flavor: Google' $url | sed 's/.*"access_token" *: *"\\([^"]*\\)".*/\\1/' |
+        docker login --username oauth2accesstoken --password-stdin "https://$1"
 }
 """
 
@@ -118,37 +151,45 @@ def render(job: JobDescription) -> str:
     job.require(job.tpu_vm.project and job.tpu_vm.zone, "tpu_vm", 'write TpuVm(project="PROJECT", zone="ZONE")')
     job.require(not job.reservation, "reservation", 'queued resources take any: write capacity="reserved" alone')
     job.require_workdir_mounted()
-    flags = [f"--accelerator-type={job.place.accelerator_type}", f"--runtime-version={RUNTIMES[chip.name]}"]
+    # Not by the accelerator type: v5p-512 alone is a slice of 4x8x8, and never one of 4x4x16.
+    flags = [f"--type={chip.gcloud_type}", f"--topology={job.place.name}", f"--runtime-version={RUNTIMES[chip.name]}"]
     several = job.slices > 1
     flags += [f"--node-count={job.slices}", f"--node-prefix={job.name}"] if several else [f"--node-id={job.name}"]
     flags += [f"--{job.capacity}"] if job.capacity != "on-demand" else []
     flags += [f"--service-account={job.tpu_vm.service_account}"] if job.tpu_vm.service_account else []
+    boot, end = boot_script(job), "BOOT"
+    while end in boot:  # a line of the script that is the same would end it
+        end += "_"
     return CONTROL.format(
         where=shlex.join([f"--project={job.tpu_vm.project}", f"--zone={job.tpu_vm.zone}"]),
         name=job.name,
         host_0=f"{job.name}-0" if several else job.name,
         flags=" \\\n        ".join(map(shlex.quote, flags)),
-        boot=boot_script(job),
+        boot=boot,
+        end=end,
     )
 
 
 def boot_script(job: JobDescription) -> str:
-    lines, options = [], []
+    """What each machine runs at each boot."""
+    mounts, options = [], []
     for path, source in job.mounts.items():
         bucket = source.removeprefix("gs://").rstrip("/")
-        job.require(source.startswith("gs://") and "/" not in bucket, "mounts", f'{source!r}: write "gs://BUCKET"')
-        where = shlex.quote(path)
-        lines.append(f"    mkdir -p {where}\n")
-        lines.append(f"    mountpoint -q {where} || gcsfuse -o allow_other {FLAGS} {bucket} {where} || return\n")
+        fine = source.startswith("gs://") and bucket and "/" not in bucket
+        job.require(fine, "mounts", f'{source!r}: write "gs://BUCKET"')
+        mounts.append(f"    mount_bucket {shlex.join([bucket, path])} || return\n")
         options.append(f"--volume={path}:{path}")
     options += [f"--env={key}={value}" for key, value in job.env.items()]
     registry = job.image.partition("/")[0]
-    login = f"gcloud auth configure-docker {registry} --quiet\n" if registry.endswith("pkg.dev") else ""
+    private = registry.endswith(("pkg.dev", "gcr.io"))
     return BOOT.format(
-        install_gcsfuse=INSTALL_GCSFUSE,
-        mounts="".join(lines),
-        login=login,
-        max_restarts=job.max_restarts,
+        count_failure=count_failure(job.workdir),
+        functions=INSTALL_GCSFUSE + (LOG_IN if private else ""),
+        flags=FLAGS,
+        mounts="".join(mounts),
+        image=shlex.quote(job.image),
+        login=f"log_in {shlex.quote(registry)} && " if private else "",
+        allowed=job.max_restarts + 1,
         grace=GRACE_SECONDS,
         options=shlex.join([*options, job.image]),
         command=shlex.join(job.command),

@@ -56,6 +56,7 @@ class Chip:
       link_bandwidth: of one such link in one direction.
       dcn_bandwidth: of a host's network, in one direction.
       chips_per_host: TPUs in a virtual machine, GPUs in a machine.
+      largest_slice: TPUs in the largest slice; 0 for GPUs.
       devices_per_chip: how many devices JAX shows.
       cores_in_name: 2 where the number in Cloud TPU's accelerator type counts TensorCores: v5p-128 is 64 chips.
       gcloud_type: prefix of the accelerator type.
@@ -75,6 +76,7 @@ class Chip:
     chips_per_host: int
     gke_accelerator: str
     machine_type: str
+    largest_slice: int = 0
     devices_per_chip: int = 1
     cores_in_name: int = 1
     gcloud_type: str = ""
@@ -126,6 +128,7 @@ CHIPS = {
             ici_links=6,
             link_bandwidth=45e9,
             dcn_bandwidth=25e9,
+            largest_slice=4096,
             cores_in_name=2,
             gcloud_type="v4",
             gke_accelerator="tpu-v4-podslice",
@@ -142,6 +145,7 @@ CHIPS = {
             ici_links=4,
             link_bandwidth=50e9,
             dcn_bandwidth=12.5e9,
+            largest_slice=256,
             gcloud_type="v5litepod",
             gke_accelerator="tpu-v5-lite-podslice",
             machine_type="ct5lp-hightpu-4t",
@@ -156,6 +160,7 @@ CHIPS = {
             ici_links=6,
             link_bandwidth=100e9,
             dcn_bandwidth=25e9,
+            largest_slice=6144,
             cores_in_name=2,
             gcloud_type="v5p",
             gke_accelerator="tpu-v5p-slice",
@@ -171,6 +176,7 @@ CHIPS = {
             ici_links=4,
             link_bandwidth=100e9,
             dcn_bandwidth=50e9,
+            largest_slice=256,
             gcloud_type="v6e",
             gke_accelerator="tpu-v6e-slice",
             machine_type="ct6e-standard-4t",
@@ -185,6 +191,7 @@ CHIPS = {
             ici_links=6,
             link_bandwidth=100e9,
             dcn_bandwidth=50e9,
+            largest_slice=9216,
             devices_per_chip=2,
             cores_in_name=2,
             gcloud_type="tpu7x",

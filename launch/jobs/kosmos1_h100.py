@@ -12,6 +12,7 @@ def get_job():
         image="us-docker.pkg.dev/my-project/my-images/kosmos-gpu:0.1.0",
         mounts={"/runs": "gs://my-runs", "/data": "gs://my-data"},
         workdir="/runs/kosmos1-h100",
+        max_restarts=50,  # of weeks: GKE counts all of them
         env={"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.9"},
         gke=Gke(queue="my-queue"),
     )

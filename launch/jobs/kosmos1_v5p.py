@@ -11,6 +11,7 @@ def get_job():
         image="us-docker.pkg.dev/my-project/my-images/kosmos-tpu:0.1.0",
         mounts={"/runs": "gs://my-runs", "/data": "gs://my-data"},
         workdir="/runs/kosmos1-v5p",
+        max_restarts=50,  # of weeks: GKE counts all of them
         gke=Gke(queue="my-queue"),
         tpu_vm=TpuVm(project="my-project", zone="us-east5-a"),
     )

@@ -32,6 +32,12 @@ def test_gcloud_knows_every_flag(name, verb, tmp_path):
     assert "You do not currently have an active account selected" in message
 
 
+@pytest.mark.parametrize("topology", ["v4:4x4x16", "v5e:1x1", "v5p:4x4x16", "v6e:8x16"])
+def test_gcloud_knows_every_type_of_tpu_by_its_shape(topology, tmp_path):
+    message = gcloud(tpu_vm.render(job("kosmos1_v5p", topology)), "create", tmp_path)
+    assert "You do not currently have an active account selected" in message
+
+
 def test_gcloud_refuses_a_flag_that_it_does_not_know(tmp_path):
     script = tpu_vm.render(job("kosmos1_v5e")).replace("--spot", "--spott")
     assert "unrecognized arguments: --spott" in gcloud(script, "create", tmp_path)

@@ -13,9 +13,11 @@ SAY = "import os, signal, sys, time; print(*sys.argv[1:], os.environ.get('JAX_LO
 RANK = "rank = int(sys.argv[-1].split('=')[1]); "
 
 
-def start(code: str, *options: str) -> subprocess.Popen:
+def start(code: str, *options: str, ignored: int = 0) -> subprocess.Popen:
     command = [sys.executable, "-m", "launch.local", *options, "--", sys.executable, "-c", SAY + RANK + code]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    ignore = (lambda: signal.signal(ignored, signal.SIG_IGN)) if ignored else None
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(command, cwd=ROOT, preexec_fn=ignore, **pipes)
 
 
 def run(code: str, *options: str) -> tuple[int, list[str]]:
@@ -65,18 +67,24 @@ def test_those_that_end_by_themselves_after_a_failure_have_the_time_to_say_why()
     assert "[1] the other is gone" in lines
 
 
+# A second signal would find it saving, and end it.
 SAVE = (
-    "stop = lambda *_: (print('saved', flush=True), sys.exit(75)); "
+    "stop = lambda *_: (signal.signal(signal.SIGTERM, signal.SIG_DFL), time.sleep(0.3), print('saved', flush=True), "
+    "sys.exit(75)); "
     "[signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)]; "
     "print('ready', flush=True); time.sleep(60)"
 )
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_reaches_all_of_them(number):
+@pytest.mark.parametrize(
+    "numbers",
+    [[signal.SIGTERM], [signal.SIGINT], [signal.SIGHUP], [signal.SIGHUP] * 3, [signal.SIGTERM, signal.SIGHUP]],
+)
+def test_a_signal_to_stop_reaches_all_of_them_once(numbers):
     process = start(SAVE, "--here=2")
     read_until(process, "ready", 2)
-    process.send_signal(number)
+    for number in numbers:
+        process.send_signal(number)
     output = process.communicate(timeout=30)[0]
     assert process.returncode == 75
     assert sorted(output.splitlines()) == ["[0] saved", "[1] saved"]
@@ -90,6 +98,61 @@ def test_a_second_signal_kills():
     read_until(process, "later", 2)
     process.send_signal(signal.SIGTERM)
     assert process.communicate(timeout=30) and process.returncode == 137
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2])
+def test_a_question_reaches_all_of_them_and_they_continue(number):
+    answer = f"signal.signal({int(number)}, lambda *_: print('answer', flush=True)); "
+    process = start(answer + SAVE + "; time.sleep(60)", "--here=2")
+    read_until(process, "ready", 2)
+    for _ in range(2):
+        process.send_signal(number)
+        read_until(process, "answer", 2)
+    process.terminate()
+    assert process.communicate(timeout=30) and process.returncode == 75
+
+
+def test_a_question_does_not_end_a_process_that_cannot_answer_yet():
+    process = start("time.sleep(0.5); print('still here')", "--here=2")
+    read_until(process, "--process-id", 2)
+    process.send_signal(signal.SIGUSR1)
+    output = process.communicate(timeout=30)[0]
+    assert process.returncode == 0 and output.count("still here") == 2
+
+
+def test_when_it_is_killed_its_processes_are_asked_to_stop(tmp_path):
+    # Linux sends the signal again for each thread of the parent that ends.
+    code = SAVE.replace("print('saved', flush=True)", f"open('{tmp_path}/' + str(rank), 'w').close()")
+    code = code.replace("SIG_DFL", "SIG_IGN")
+    process = start("print('number', os.getpid(), flush=True); " + code, "--here=2")
+    lines = [process.stdout.readline() for _ in range(6)]
+    numbers = [int(line.split()[-1]) for line in lines if "number" in line]
+    process.kill()
+    deadline = time.monotonic() + 20
+    while any(map(alive, numbers)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert len(numbers) == 2 and not any(map(alive, numbers))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1"]
+
+
+def test_they_continue_when_nobody_reads_their_lines():
+    process = start("[print('x' * 99) for _ in range(9999)]; sys.exit(75)", "--here=2")
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(timeout=30) == 75
+
+
+def test_under_nohup_the_end_of_the_terminal_ends_nothing():
+    process = start("time.sleep(0.5)", "--here=2", ignored=signal.SIGHUP)
+    read_until(process, "--process-id", 2)
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(timeout=30) == 0
+
+
+def test_a_command_that_does_not_exist_is_a_mistake():
+    command = [sys.executable, "-m", "launch.local", "--here=2", "--", "kosmoss", "train"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30)
+    assert result.returncode == 2 and result.stderr.endswith("error: there is no command kosmoss\n")
 
 
 def test_nothing_that_they_started_stays_behind():

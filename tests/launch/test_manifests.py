@@ -1,6 +1,7 @@
 """Kubernetes' own schemas; those of JobSet, Kueue and SkyPilot from schemas/."""
 
 import json
+import re
 from pathlib import Path
 
 import jsonschema
@@ -82,6 +83,44 @@ def test_slices_are_replicas_and_hosts_are_pods():
     spec = replicated["template"]["spec"]
     assert (replicated["replicas"], spec["parallelism"], spec["completions"]) == (2, 64, 64)
     assert spec["template"]["spec"]["nodeSelector"]["cloud.google.com/gke-tpu-topology"] == "16x16"
+
+
+# What Kubernetes writes into a job that failed (pkg/controller/job: pod_failure_policy.go, job_controller.go).
+EXITED = "Container kosmos for pod default/hosts-0-3-x2x7q failed with exit code {} matching FailJob rule at index 0"
+
+
+@pytest.mark.parametrize(
+    "reason, message, action",
+    [
+        ("PodFailurePolicy", EXITED.format(2), "FailJobSet"),
+        ("PodFailurePolicy", EXITED.format(75), "RestartJobSetAndIgnoreMaxRestarts"),
+        (
+            "PodFailurePolicy",
+            "Pod default/hosts-0-3-x2x7q has condition DisruptionTarget matching FailJob rule at index 1",
+            "RestartJobSetAndIgnoreMaxRestarts",
+        ),
+        # Status 1, or that of processes whose peer was lost: a restart that counts.
+        ("BackoffLimitExceeded", "Job has reached the specified backoff limit", None),
+    ],
+)
+def test_a_mistake_ends_a_jobset_and_being_stopped_does_not_count(reason, message, action):
+    """As JobSet reads its rules (pkg/controllers/failure_policy.go): the first whose reason and message fit."""
+    manifest = yaml.safe_load(gke.render(job("kosmos1_v5p")))
+    fitting = [
+        rule["action"]
+        for rule in manifest["spec"]["failurePolicy"]["rules"]
+        if reason in rule["onJobFailureReasons"]
+        and any(re.search(pattern, message) for pattern in rule.get("onJobFailureMessagePatterns", [""]))
+    ]
+    assert next(iter(fitting), None) == action
+    (codes, _) = jobs_of(manifest)[0]["spec"]["podFailurePolicy"]["rules"]
+    assert codes["onExitCodes"]["values"] == [2, 75]  # or the reason would be the backoff limit
+
+
+def test_kubernetes_expands_nothing_in_values_and_in_the_command():
+    container = pod_of(job("kosmos1_v5p", env={"A": "$(B) $C"}, overrides={"a": "$(A)"}))["containers"][0]
+    assert container["env"] == [{"name": "A", "value": "$$(B) $$C"}]
+    assert container["command"][-1] == "--config.a=$$(A)"
 
 
 def test_a_single_gpu_host_needs_no_network():

@@ -9,19 +9,72 @@ from hypothesis import strategies as st
 from kosmos_jax.errors import UserError
 from kosmos_jax.parallel.hardware import CHIPS, chip_of
 from kosmos_jax.parallel.mesh import AXES, PRESETS, preset
-from kosmos_jax.parallel.topology import parse
+from kosmos_jax.parallel.topology import parse, shapes
 
 TPUS = [chip for chip in CHIPS.values() if chip.kind == "tpu"]
 
 
-@given(chip=st.sampled_from(TPUS), halves=st.lists(st.integers(1, 8), min_size=3, max_size=3), slices=st.integers(1, 9))
-def test_a_tpu_topology_has_as_many_chips_as_its_sizes_say(chip, halves, slices):
-    shape = [2 * n for n in halves[: chip.dimensions]]
+SLICES = [(chip, shape) for chip in TPUS for shape in shapes(chip)]
+
+
+@given(which=st.sampled_from(SLICES), slices=st.integers(1, 9))
+def test_a_tpu_topology_has_as_many_chips_as_its_sizes_say(which, slices):
+    chip, shape = which
     topology = parse(f"{chip.name}:{'x'.join(map(str, shape))}", slices)
-    assert topology.chips == math.prod(shape)
-    assert topology.hosts * chip.chips_per_host == topology.chips
+    assert topology.chips == math.prod(shape) <= chip.largest_slice
+    assert topology.hosts == max(1, topology.chips / chip.chips_per_host)
     assert topology.devices == topology.domain * slices == topology.chips * slices * chip.devices_per_chip
     assert parse(f"{chip.name}:{topology.name}", slices) == topology
+
+
+# How many slices xpk 1.16 lists for each TPU: of v4 in increasing order, of v5p those that fit 96 cubes.
+@pytest.mark.parametrize("name, number", [("v4", 186), ("v5e", 8), ("v5p", 278), ("v6e", 8), ("tpu7x", 433)])
+def test_there_are_as_many_slices_as_google_offers(name, number):
+    assert len(shapes(CHIPS[name])) == len(set(shapes(CHIPS[name]))) == number
+
+
+@pytest.mark.parametrize(
+    "text, default",
+    [("v5p:4x4x16", "4x8x8"), ("v5p:4x4x24", "4x8x12"), ("v5p:4x4x36", "4x12x12"), ("v5p:8x8x12", "8x8x12")],
+)
+def test_an_accelerator_type_alone_means_the_slice_that_is_nearest_to_a_cube(text, default):
+    assert "x".join(map(str, parse(text).default_shape)) == default
+
+
+@pytest.mark.parametrize(
+    "text, hints",
+    [
+        ("v5e:2x6", ["v5e:2x4", "v5e:4x4"]),
+        ("v6e:8x4", ["v6e:4x8"]),
+        ("v5p:4x4x2", ["v5p:2x4x4"]),
+        ("v5p:8x4x4", ["v5p:4x4x8"]),
+        ("v4:6x6x6", ["v4:4x8x8", "v4:4x4x12"]),
+        ("v4:1x1x1", ["v4:2x2x1"]),
+    ],
+)
+def test_a_slice_that_nobody_offers_is_refused_with_those_near_it(text, hints):
+    with pytest.raises(UserError) as error:
+        parse(text)
+    assert text in str(error.value)
+    assert all(hint in str(error.value).partition("near it")[2] for hint in hints)
+
+
+def test_the_names_of_generations_are_understood():
+    assert parse("trillium:4x4") == parse("v6e:4x4")
+    assert parse("ironwood:2x2x1").chip.name == "tpu7x"
+
+
+@pytest.mark.parametrize("name", ["gb200", "a100", "h20", "v5"])
+def test_another_chip_is_unknown_and_not_taken_for_one_of_the_table(name):
+    with pytest.raises(UserError, match=f"no chip is called '{name}'; there are v4, v5e") as error:
+        parse(f"{name}:8x8")
+    assert "did you mean" not in str(error.value)
+
+
+@pytest.mark.parametrize("slices", [0, -1, 1.5, True, "2", None])
+def test_a_number_of_slices_that_is_none_is_refused(slices):
+    with pytest.raises(UserError, match="1 or more"):
+        parse("v5e:4x4", slices)
 
 
 @pytest.mark.parametrize(
@@ -45,14 +98,14 @@ def test_hosts_devices_and_accelerator_type(text, hosts, devices, accelerator):
 @pytest.mark.parametrize(
     "text, slices, message",
     [
-        ("v5ee:4x4", 1, "did you mean v5e"),
+        ("v5ee:4x4", 1, "there are v4, v5e"),
         ("v5e", 1, "write v5e:4x4"),
         ("v5e:4x4x4", 1, "2 directions"),
         ("v5p:4x4", 1, "3 directions"),
-        ("v5e:3x4", 1, "even"),
+        ("v5e:3x4", 1, "near it are v5e:4x4, v5e:2x4"),
         ("v5e:32x16", 1, "--slices"),
         ("v5e:0x4", 1, "write v5e:4x4"),
-        ("v5e:4x4", 0, "at least one"),
+        ("v5e:4x4", 0, "1 or more"),
         ("h100:2x4", 1, "8 GPUs"),
         ("h100:8x8", 2, "more hosts"),
     ],
