@@ -1,5 +1,6 @@
 """The checkpoints of a run while it trains: one is written at a time, and one that fails is tried again."""
 
+import contextlib
 import logging
 import shutil
 import time
@@ -112,6 +113,9 @@ class Saver:
             self._failed = 0
             self._on_saved(step)
             return
+        for look in (self.manager.wait_until_finished, self.manager.check_for_errors):
+            with contextlib.suppress(Exception):  # what else went wrong, which Orbax would raise at the next save
+                look()
         self._next_try = time.monotonic() + PAUSE * 2**self._failed
         self._failed += 1
         what = f"the checkpoint of step {step} could not be written: {failures[0]}"
