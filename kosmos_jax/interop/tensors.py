@@ -24,6 +24,7 @@ from kosmos_jax.interop.packages import needed
 
 DTYPES = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+FLOATS = {*CODES, *CODES.values(), "float64", "F64"}
 INDEX = "model.safetensors.index.json"
 # In the order in which transformers looks for them (modeling_utils.py, _get_resolved_checkpoint_files); the first wins.
 WEIGHTS = ("model.safetensors", INDEX, "pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -38,10 +39,12 @@ class Tensor(NamedTuple):
     Attributes:
       shape: its shape.
       read: (a slice for each axis) -> array of that part; nothing else is read from the disk.
+      dtype: its name in the file; what is not among FLOATS may be unreadable.
     """
 
     shape: tuple[int, ...]
     read: Callable[[tuple[slice, ...]], np.ndarray]
+    dtype: str
 
 
 def open_tensors(path: str | Path) -> dict[str, Tensor]:
@@ -140,7 +143,7 @@ def _open_safetensors(path: Path) -> dict[str, Tensor]:
     def reader(name):
         return lambda index: slices[name][index] if index else file.get_tensor(name)
 
-    return {name: Tensor(tuple(piece.get_shape()), reader(name)) for name, piece in slices.items()}
+    return {name: Tensor(tuple(piece.get_shape()), reader(name), piece.get_dtype()) for name, piece in slices.items()}
 
 
 def _open_torch(path: Path) -> dict[str, Tensor]:
@@ -160,7 +163,11 @@ def _open_torch(path: Path) -> dict[str, Tensor]:
 
         return read
 
-    return {name: Tensor(tuple(value.shape), reader(value)) for name, value in tensors.items()}
+    dtype = lambda value: str(value.dtype if value.layout == torch.strided else value.layout)  # noqa: E731
+    return {
+        name: Tensor(tuple(value.shape), reader(value), dtype(value).removeprefix("torch."))
+        for name, value in tensors.items()
+    }
 
 
 def fairseq_arguments(path: str | Path) -> Mapping[str, Any]:
