@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 from kosmos_jax.errors import UserError
+from kosmos_jax.model.vision import PIXEL_MEAN, PIXEL_STD
 
 
 class Fields(NamedTuple):
@@ -45,6 +46,10 @@ class Fields(NamedTuple):
         if problems:
             raise UserError(f"{where}: no such model can be imported:\n    " + "\n    ".join(problems))
         return {ours: section.get(theirs, default) for theirs, (ours, default) in self.taken.items()}
+
+    def read_some(self, section: Mapping[str, Any], where: str) -> dict[str, Any]:
+        """The same of a section in which all else is harmless."""
+        return self.read({key: section[key] for key in section.keys() & {*self.taken, *self.fixed}}, where)
 
 
 # PretrainedConfig of transformers 4.35 to 5.24: names, dtypes, initialisation, outputs, labels and generation.
@@ -126,6 +131,13 @@ OPEN_CLIP_VISION = Fields(
     | dict(pos_embed_type="learnable"),
     harmless="mlp_ratio pool_type output_tokens attn_pooler_queries attn_pooler_heads".split(),
 )
+
+# How pixels are normalised (kosmos_jax/model/vision.py): file -> (section, fields).
+PIXELS = {
+    "preprocessor_config.json": ("", dict(image_mean=list(PIXEL_MEAN), image_std=list(PIXEL_STD))),
+    "processor_config.json": ("image_processor", dict(image_mean=list(PIXEL_MEAN), image_std=list(PIXEL_STD))),
+    "open_clip_config.json": ("preprocess_cfg", dict(mean=list(PIXEL_MEAN), std=list(PIXEL_STD))),
+}
 
 # fairseq's arguments in a file of microsoft/unilm (kosmos-2/unilm/models/gpt.py, unigpt.py): those that say what the
 # model is; hundreds of others are about training. ViT-L brings QuickGELU with it.

@@ -15,7 +15,7 @@ from kosmos_jax.errors import UserError
 from kosmos_jax.interop import names, tokenizer_json
 from kosmos_jax.interop.export import complete_or_absent
 from kosmos_jax.interop.processor import SENTENCEPIECE
-from kosmos_jax.interop.sources import beside, find_source
+from kosmos_jax.interop.sources import beside, check_pixels, find_source
 from kosmos_jax.interop.tensors import FLOATS, Tensor, open_tensors
 from kosmos_jax.model import Kosmos, abstract_model, parameters
 
@@ -36,6 +36,7 @@ class Reader:
         self.path = Path(path)
         self.source, self.tensors = find_source(kind, self.path, open_tensors(self.path))
         self.sections = self.source.sections(self.path, self.tensors)
+        check_pixels(self.path)
 
     def check(self, shapes: Mapping) -> dict[str, names.Place]:
         """Compares the file with the parameters of a model, all of it before anything is made.

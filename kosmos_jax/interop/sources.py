@@ -42,6 +42,20 @@ def find_source(kind: str, path: Path, tensors: Mapping[str, Tensor]) -> tuple[S
     return _clip(path, tensors) if kind == "clip" else (SOURCES[kind], dict(tensors))
 
 
+def check_pixels(path: Path):
+    """Compares what lies beside the weights with the normalisation of pixels here.
+
+    Raises:
+      UserError: it is another one.
+    """
+    for name, (section, fixed) in fields.PIXELS.items():
+        file = beside(path, name)
+        given = read_json(file) if file.is_file() else {}
+        given = given.get(section) if section and isinstance(given, Mapping) else given
+        if isinstance(given, Mapping):
+            Fields(fixed=fixed).read_some(given, str(file))
+
+
 def beside(path: Path, name: str) -> Path:
     """The file of that name in a folder of weights, or in the folder of a file of weights."""
     return (path if path.is_dir() else path.parent) / name
@@ -102,8 +116,7 @@ def _unilm_sections(path, tensors):
     shape = _shapes_of(path, tensors)
     vocabulary, width = shape("gpt_model.decoder.embed_tokens.weight")
     table = fields.UNILM._replace(taken=dict(decoder_attention_heads=("heads", max(1, width // 64))))
-    given = fairseq_arguments(path)
-    heads = table.read({key: given[key] for key in given.keys() & (table.taken | table.fixed)}, str(path))["heads"]
+    heads = table.read_some(fairseq_arguments(path), str(path))["heads"]
     return dict(
         text=dict(
             vocab_size=vocabulary,

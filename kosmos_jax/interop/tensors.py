@@ -79,13 +79,14 @@ def _weights(folder: Path) -> Path:
     for name in WEIGHTS:
         if (folder / name).is_file():
             return folder / name
-    files = sorted(file for pattern in ("*.safetensors", "*.bin", "*.pt", "*.pth") for file in folder.glob(pattern))
-    if not files:
-        raise UserError(f"{folder}: no weights (*.safetensors, *.bin, *.pt) in this folder")
-    if len(files) > 1:
-        listed = ", ".join(file.name for file in files)
-        raise UserError(f"{folder} has {listed}, none of them {' or '.join(WEIGHTS)}: give one file as --source")
-    return files[0]
+    for pattern in ("*.safetensors", "*.bin", "*.pt", "*.pth"):
+        files = sorted(folder.glob(pattern))
+        if len(files) > 1:
+            listed = ", ".join(file.name for file in files)
+            raise UserError(f"{folder} has {listed}, none of them {' or '.join(WEIGHTS)}: give one file as --source")
+        if files:
+            return files[0]
+    raise UserError(f"{folder}: no weights (*.safetensors, *.bin, *.pt) in this folder")
 
 
 def _open_shards(index: Path) -> dict[str, Tensor]:

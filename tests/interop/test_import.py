@@ -20,7 +20,7 @@ from kosmos_jax.config import apply_overrides
 from kosmos_jax.errors import UserError
 from kosmos_jax.interop import names
 from kosmos_jax.interop.export import export
-from kosmos_jax.interop.importing import import_weights, vision_parameters
+from kosmos_jax.interop.importing import Reader, import_weights, vision_parameters
 from kosmos_jax.interop.sources import SOURCES, find_source
 from kosmos_jax.interop.verify import report, verify
 from kosmos_jax.model import abstract_model, parameters, with_parameters
@@ -352,6 +352,22 @@ def test_every_source_refuses_fields_that_it_does_not_honour(xpos_run, tmp_path,
     (folder / "config.json").write_text(json.dumps(config | {key: value}))
     with pytest.raises(UserError, match=f"config.json: .*\n.*{key}"):
         import_weights(kind, folder, tmp_path / "out")
+
+
+@pytest.mark.parametrize("file, section, key", [
+    ("preprocessor_config.json", None, "image_mean"),
+    ("processor_config.json", "image_processor", "image_std"),
+    ("open_clip_config.json", "preprocess_cfg", "mean"),
+])  # fmt: skip
+def test_weights_for_pixels_normalised_otherwise_are_refused(tmp_path, file, section, key):
+    save_clip(tmp_path, clip_vision(3), "vision_model.")
+    processor = dict(resample=3, image_mean=[0.48145466, 0.4578275, 0.40821073])
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
+    Reader("clip", tmp_path)
+    values = {key: [0.5, 0.5, 0.5]}
+    (tmp_path / file).write_text(json.dumps({section: values} if section else values))
+    with pytest.raises(UserError, match=rf"{file}.*\n.*{key} is \[0.5"):
+        Reader("clip", tmp_path)
 
 
 def test_the_section_that_transformers_takes_is_read(tmp_path):
