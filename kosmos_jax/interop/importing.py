@@ -1,5 +1,6 @@
 """`kosmos import`: published weights as a checkpoint of ours; and a vision tower straight into a fresh model."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from kosmos_jax.model import Kosmos, abstract_model, parameters
 TOKENIZER_JSON = "tokenizer.json"
 SHOWN = 12
 ROWS = 4096  # of a vocabulary's matrix, in memory at one time
+
+log = logging.getLogger(__name__)
 
 
 class Reader:
@@ -200,6 +203,7 @@ def _find_tokenizer(path: Path, given, vocab_size: int) -> Tokenizer:
             f"no tokenizer: there is no {' and no '.join(map(str, candidates))}. Put it there (in transformers: "
             f"processor.save_pretrained), or give a SentencePiece model or a tokenizer.json with --tokenizer FILE"
         )
+    log.info("reading %s", file)
     if file.suffix == ".json":
         model_bytes = tokenizer_json.sentencepiece_model(file)
         tokenizers = [Tokenizer(model_bytes, kosmos2_tags=tags) for tags in (False, True)]

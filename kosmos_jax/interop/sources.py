@@ -97,7 +97,7 @@ def _kosmos2_sections(path, tensors):
 
 def _clip_section(path: Path) -> dict[str, Any]:
     """Of a config.json of transformers' CLIP, of its vision tower alone, or of Kosmos-2."""
-    tower = fields.KOSMOS2_VISION if "kosmos" in _config(path, "model_type") else fields.CLIP_VISION
+    tower = fields.KOSMOS2_VISION if "kosmos" in str(_config(path, "model_type")) else fields.CLIP_VISION
     config = _config(path)
     # Old files have the section twice, and transformers takes this one (CLIPConfig.__post_init__).
     for key in ("vision_config_dict", "vision_config"):

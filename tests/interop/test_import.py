@@ -1,6 +1,7 @@
 """Weights that others publish become checkpoints that give the others' numbers."""
 
 import argparse
+import contextlib
 import json
 import re
 import shutil
@@ -331,6 +332,31 @@ def test_a_field_that_is_not_honoured_is_refused_by_name(kosmos2_folder, tmp_pat
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match=f"(?s){message}"):
         import_weights("hf-kosmos2", folder, tmp_path / "out")
+
+
+def fields_of(section, path=()):
+    for key, value in section.items():
+        yield (*path, key)
+        if isinstance(value, dict):
+            yield from fields_of(value, (*path, key))
+
+
+@pytest.mark.parametrize(
+    "kind, folder", [("hf-kosmos2", "kosmos2_folder"), ("clip", "kosmos2_folder"), ("torch", "exported")]
+)
+def test_whatever_a_config_says_it_is_read_or_refused(kind, folder, request, tmp_path):
+    folder = request.getfixturevalue(folder)
+    shutil.copyfile(folder / "model.safetensors", tmp_path / "model.safetensors")
+    text = (folder / "config.json").read_text()
+    for *sections, field in fields_of(json.loads(text)):
+        for value in (None, [], {}, "x", -1, True, 1.5):
+            config = section = json.loads(text)
+            for name in sections:
+                section = section[name]
+            section[field] = value
+            (tmp_path / "config.json").write_text(json.dumps(config))
+            with contextlib.suppress(UserError):
+                Reader(kind, tmp_path)
 
 
 @pytest.mark.parametrize("kind, key, value", [
