@@ -154,7 +154,7 @@ def _import_arguments(parser):
         metavar="FILE",
         help="for what the weights do not say; default: configs/kosmos2.py (clip: kosmos1.py)",
     )
-    add("--tokenizer", metavar="FILE", help="SentencePiece model; default: sentencepiece.bpe.model beside the weights")
+    add("--tokenizer", metavar="FILE", help="SentencePiece model or tokenizer.json; default: that beside the weights")
     add("--vocab-size", type=int, default=0, metavar="N", help="drop ids at the end, or add some; default: as it is")
 
 

@@ -1,5 +1,6 @@
 """`kosmos import`: published weights as a checkpoint of ours; and a vision tower straight into a fresh model."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,14 +13,18 @@ from data_pipeline.tokenizer import TAGS, Tokenizer
 from kosmos_jax import checkpoint
 from kosmos_jax.config import apply_overrides, validate
 from kosmos_jax.errors import UserError
-from kosmos_jax.interop import names
+from kosmos_jax.interop import names, tokenizer_json
 from kosmos_jax.interop.export import complete_or_absent
 from kosmos_jax.interop.processor import SENTENCEPIECE
-from kosmos_jax.interop.sources import beside, find_source
-from kosmos_jax.interop.tensors import open_tensors
+from kosmos_jax.interop.sources import beside, check_pixels, find_source
+from kosmos_jax.interop.tensors import FLOATS, Tensor, open_tensors
 from kosmos_jax.model import Kosmos, abstract_model, parameters
 
+TOKENIZER_JSON = "tokenizer.json"
 SHOWN = 12
+ROWS = 4096  # of a vocabulary's matrix, in memory at one time
+
+log = logging.getLogger(__name__)
 
 
 class Reader:
@@ -34,6 +39,7 @@ class Reader:
         self.path = Path(path)
         self.source, self.tensors = find_source(kind, self.path, open_tensors(self.path))
         self.sections = self.source.sections(self.path, self.tensors)
+        check_pixels(self.path)
 
     def check(self, shapes: Mapping) -> dict[str, names.Place]:
         """Compares the file with the parameters of a model, all of it before anything is made.
@@ -45,22 +51,38 @@ class Reader:
           Our PyTorch name -> its place, for all that the file has.
 
         Raises:
-          UserError: lists by name what is missing, surplus or of another shape.
+          UserError: lists by name what is missing, surplus, of another shape or quantized; or the head is not tied.
         """
         places = {name: p for name, p in names.torch_names(shapes).items() if self.source.keeps(name)}
         wanted = {self.source.rename(name): self._foreign_shape(name, place.shape) for name, place in places.items()}
-        surplus = [name for name in self.tensors if name not in wanted and not self.source.ignored.fullmatch(name)]
+        known = {*wanted, self.source.head}
+        surplus = [name for name in self.tensors if name not in known and not self.source.ignored.fullmatch(name)]
         missing = [name for name in wanted if name not in self.tensors]
         other = [
             f"{name} {list(self.tensors[name].shape)}, the model has {list(shape)}"
             for name, shape in wanted.items()
             if name in self.tensors and self.tensors[name].shape != shape
         ]
-        found = [("missing", missing), ("surplus", surplus), ("of another shape", other)]
+        given = {name: self.tensors[name] for name in [*wanted, self.source.head] if name in self.tensors}
+        coded = [f"{name} {tensor.dtype}" for name, tensor in given.items() if tensor.dtype not in FLOATS]
+        found = [("missing", missing), ("surplus", surplus), ("of another shape", other), ("not floats", coded)]
         problems = [f"{len(group)} {what}:\n    " + "\n    ".join(_shown(group)) for what, group in found if group]
         if problems:
             raise UserError(f"{self.path} does not fit, and nothing was imported.\n  " + "\n  ".join(problems))
+        if self.source.head in self.tensors:
+            self._check_head(self.tensors[self.source.head], self.tensors[self.source.rename("embedding.weight")])
         return places
+
+    def _check_head(self, head: Tensor, embedding: Tensor):
+        rows = (slice(start, start + ROWS) for start in range(0, embedding.shape[0], ROWS))
+        same = head.shape == embedding.shape and all(
+            np.array_equal(head.read((part, slice(None))), embedding.read((part, slice(None)))) for part in rows
+        )
+        if not same:
+            raise UserError(
+                f"{self.path}: {self.source.head} is not the embedding, and here the two are one (tied, as in all of "
+                f"the family); if the model never used it, delete it from the file"
+            )
 
     def _foreign_shape(self, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
         return names.convolution_shape(shape) if self.source.convolution and name == names.PATCH else shape
@@ -125,7 +147,7 @@ def import_weights(kind: str, path, out, *, config=None, tokenizer=None, vocab_s
       out: a folder that does not exist or is empty.
       config: a config whose other sections the result takes; its model's sizes become the file's. Default:
         configs/kosmos1.py for `clip`, where all but the vision tower is freshly drawn, else configs/kosmos2.py.
-      tokenizer: a SentencePiece model file; default: the one that lies beside the weights.
+      tokenizer: a SentencePiece model file or a tokenizer.json made of one; default: what lies beside the weights.
       vocab_size: drops ids at the end of the vocabulary, or adds rows to it, drawn as a fresh model's; 0 leaves it.
 
     Raises:
@@ -174,10 +196,19 @@ def fresh_parameters(config, wanted) -> dict[str, jax.Array]:
 
 
 def _find_tokenizer(path: Path, given, vocab_size: int) -> Tokenizer:
-    file = Path(given) if given else beside(path, SENTENCEPIECE)
-    if not file.is_file():
-        raise UserError(f"{file}: no SentencePiece model there; give the one of these weights with --tokenizer FILE")
-    tokenizers = [Tokenizer.load(file, kosmos2_tags=tags) for tags in (False, True)]
+    candidates = [Path(given)] if given else [beside(path, name) for name in (SENTENCEPIECE, TOKENIZER_JSON)]
+    file = next((file for file in candidates if file.is_file()), None)
+    if file is None:
+        raise UserError(
+            f"no tokenizer: there is no {' and no '.join(map(str, candidates))}. Put it there (in transformers: "
+            f"processor.save_pretrained), or give a SentencePiece model or a tokenizer.json with --tokenizer FILE"
+        )
+    log.info("reading %s", file)
+    if file.suffix == ".json":
+        model_bytes = tokenizer_json.sentencepiece_model(file)
+        tokenizers = [Tokenizer(model_bytes, kosmos2_tags=tags) for tags in (False, True)]
+    else:
+        tokenizers = [Tokenizer.load(file, kosmos2_tags=tags) for tags in (False, True)]
     fitting = [tokenizer for tokenizer in tokenizers if tokenizer.size == vocab_size]
     if not fitting:
         plain, with_tags = (tokenizer.size for tokenizer in tokenizers)

@@ -7,9 +7,11 @@ a length, a JSON header and the bytes.
 
 import argparse
 import json
+import logging
 import math
 import os
 import pickle
+import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +24,13 @@ from kosmos_jax.interop.packages import needed
 
 DTYPES = {"float32": np.dtype(np.float32), "float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 CODES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+FLOATS = {*CODES, *CODES.values(), "float64", "F64"}
 INDEX = "model.safetensors.index.json"
+# In the order in which transformers looks for them (modeling_utils.py, _get_resolved_checkpoint_files); the first wins.
+WEIGHTS = ("model.safetensors", INDEX, "pytorch_model.bin", "pytorch_model.bin.index.json")
+ONE_OF_SEVERAL = re.compile(r".*-\d{5}-of-(?!00001)\d{5}\.\w+")
+
+log = logging.getLogger(__name__)
 
 
 class Tensor(NamedTuple):
@@ -31,38 +39,75 @@ class Tensor(NamedTuple):
     Attributes:
       shape: its shape.
       read: (a slice for each axis) -> array of that part; nothing else is read from the disk.
+      dtype: its name in the file; what is not among FLOATS may be unreadable.
     """
 
     shape: tuple[int, ...]
     read: Callable[[tuple[slice, ...]], np.ndarray]
+    dtype: str
 
 
 def open_tensors(path: str | Path) -> dict[str, Tensor]:
     """All tensors of a file or of a transformers directory, by name; no values are read yet.
 
     Args:
-      path: a .safetensors file, a PyTorch file (.pt, .pth, .bin), or a folder with such files.
+      path: a .safetensors file, a PyTorch file (.pt, .pth, .bin), or a folder: of several sets of weights there, the
+        one that transformers takes is read, and no file besides.
 
     Raises:
-      UserError: nothing there, a damaged file, or a pickle with more in it than tensors.
+      UserError: nothing there, no telling which of several files, an incomplete set, a damaged file, or a pickle with
+        more in it than tensors.
     """
     path = Path(path)
     if not path.exists():
         raise UserError(f"{path} does not exist")
-    if path.is_file():
-        return _open_file(path)
-    # A folder from the Hub may hold the same weights twice: safetensors are preferred, and an index is the whole truth.
-    for index, pattern in ((INDEX, "*.safetensors"), ("pytorch_model.bin.index.json", "pytorch_model*.bin")):
-        files = sorted(path.glob(pattern))
-        if (path / index).is_file():
-            listed = sorted(set(read_json(path / index, "weight_map").values()))
-            missing = [name for name in listed if not (path / name).is_file()]
-            if missing:
-                raise UserError(f"{path / index} lists {', '.join(missing)}, which is not there: download it again")
-            files = [path / name for name in listed]
+    file = _weights(path)
+    if file.suffix == ".json":
+        return _open_shards(file)
+    if ONE_OF_SEVERAL.fullmatch(file.name):
+        raise UserError(f"{file} is one of several; --source is their folder, with the index (*.index.json) in it")
+    log.info("reading %s", file)
+    return _open_file(file)
+
+
+def _weights(folder: Path) -> Path:
+    """The file of weights in a folder, or the index of several; a file is itself."""
+    if folder.is_file():
+        return folder
+    if (folder / "adapter_config.json").is_file():
+        raise UserError(f"{folder} holds an adapter (LoRA); save the merged model, merge_and_unload() in peft")
+    for name in WEIGHTS:
+        if (folder / name).is_file():
+            return folder / name
+    for pattern in ("*.safetensors", "*.bin", "*.pt", "*.pth"):
+        files = sorted(folder.glob(pattern))
+        if len(files) > 1:
+            listed = ", ".join(file.name for file in files)
+            raise UserError(f"{folder} has {listed}, none of them {' or '.join(WEIGHTS)}: give one file as --source")
         if files:
-            return {name: tensor for file in files for name, tensor in _open_file(file).items()}
-    raise UserError(f"{path}: no *.safetensors and no pytorch_model*.bin in this folder")
+            return files[0]
+    raise UserError(f"{folder}: no weights (*.safetensors, *.bin, *.pt) in this folder")
+
+
+def _open_shards(index: Path) -> dict[str, Tensor]:
+    """The tensors that an index lists, each from the file where it is listed."""
+    places = read_json(index, "weight_map")
+    if not (isinstance(places, Mapping) and all(isinstance(file, str) for file in places.values())):
+        raise UserError(f"{index}: weight_map is not a map from tensors to files")
+    files = sorted(set(places.values()))
+    missing = [name for name in files if not (index.parent / name).is_file()]
+    if not files:
+        raise UserError(f"{index} lists no files")
+    if missing:
+        raise UserError(f"{index} lists {', '.join(missing)}, which is not there: download it again")
+    log.info("reading %s and %s", index, ", ".join(files))
+    opened = {file: _open_file(index.parent / file) for file in files}
+    listed, held = set(places.items()), {(name, file) for file, tensors in opened.items() for name in tensors}
+    if listed != held:
+        name, file = min(listed ^ held)
+        problem = "not in it" if (name, file) in listed else "in it and not listed there"
+        raise UserError(f"{index} and the files are not of one set: {name} of {file} is {problem}")
+    return {name: opened[file][name] for name, file in places.items()}
 
 
 def read_json(file: Path, *keys: str) -> Any:
@@ -99,11 +144,48 @@ def _open_safetensors(path: Path) -> dict[str, Tensor]:
     def reader(name):
         return lambda index: slices[name][index] if index else file.get_tensor(name)
 
-    return {name: Tensor(tuple(piece.get_shape()), reader(name)) for name, piece in slices.items()}
+    return {name: Tensor(tuple(piece.get_shape()), reader(name), piece.get_dtype()) for name, piece in slices.items()}
 
 
 def _open_torch(path: Path) -> dict[str, Tensor]:
     """A PyTorch file: a state dict, or one under "model" or "state_dict"; OpenAI's TorchScript archives too."""
+    torch, state = needed("torch"), _unpickled(path)
+    for key in ("model", "state_dict"):
+        if isinstance(state.get(key), Mapping):
+            state = state[key]
+    tensors = {name: value for name, value in state.items() if torch.is_tensor(value)}
+
+    def reader(value):
+        def read(index):
+            part = value[index].detach()
+            if part.dtype == torch.bfloat16:
+                return part.contiguous().view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
+            return part.numpy()
+
+        return read
+
+    dtype = lambda value: str(value.dtype if value.layout == torch.strided else value.layout)  # noqa: E731
+    return {
+        name: Tensor(tuple(value.shape), reader(value), dtype(value).removeprefix("torch."))
+        for name, value in tensors.items()
+    }
+
+
+def fairseq_arguments(path: str | Path) -> Mapping[str, Any]:
+    """The arguments of the model that fairseq keeps beside its weights (checkpoint_utils.py); {} where there are none.
+
+    Args:
+      path: as for `open_tensors`.
+    """
+    file = _weights(Path(path))
+    saved = {} if file.suffix in (".safetensors", ".json") else _unpickled(file)
+    config = saved.get("cfg")
+    arguments = config.get("model") if isinstance(config, Mapping) else saved.get("args")
+    arguments = vars(arguments) if isinstance(arguments, argparse.Namespace) else arguments
+    return arguments if isinstance(arguments, Mapping) else {}
+
+
+def _unpickled(path: Path) -> Mapping[str, Any]:
     torch = needed("torch")
 
     try:
@@ -123,21 +205,7 @@ def _open_torch(path: Path) -> dict[str, Tensor]:
         raise UserError(f"{path} cannot be read by PyTorch: {str(error) or 'it ends too early'}") from error
     if not isinstance(state, Mapping):
         raise UserError(f"{path} holds no state dict but a {type(state).__name__}")
-    for key in ("model", "state_dict"):
-        if isinstance(state.get(key), Mapping):
-            state = state[key]
-    tensors = {name: value for name, value in state.items() if torch.is_tensor(value)}
-
-    def reader(value):
-        def read(index):
-            part = value[index].detach()
-            if part.dtype == torch.bfloat16:
-                return part.contiguous().view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
-            return part.numpy()
-
-        return read
-
-    return {name: Tensor(tuple(value.shape), reader(value)) for name, value in tensors.items()}
+    return state
 
 
 def _is_zip(path: Path) -> bool:

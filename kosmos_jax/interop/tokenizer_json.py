@@ -1,4 +1,4 @@
-"""tokenizer.json: the ids of `data_pipeline.tokenizer` by Hugging Face's `tokenizers`.
+"""tokenizer.json: the ids of `data_pipeline.tokenizer` by Hugging Face's `tokenizers`, and the way back.
 
 `tokenizers` has SentencePiece's unigram model and reads its normalisation table, but reads it otherwise: character
 cluster by cluster where SentencePiece takes the longest entry. By that alone "ệ" in two or three code points, Korean
@@ -7,12 +7,16 @@ is read character by character, and NFC joins afterwards what SentencePiece woul
 character that no text has, a "wall", keeps NFC from it.
 """
 
+import base64
 import functools
 import itertools
+import json
 import unicodedata
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-from data_pipeline.tokenizer import TAGS, Tokenizer
+from data_pipeline.tokenizer import KOSMOS2_TAGS, TAGS, Tokenizer
 from kosmos_jax.errors import UserError
 from kosmos_jax.interop.packages import needed
 
@@ -21,6 +25,9 @@ DELETED = "\x01-\x08\x0b\x0e-\x1f\x7f\x8f\x9f"  # by the table: control characte
 MARKS = r"\p{M}\u200d\uff9e\uff9f"  # what makes one cluster with the character before it
 MASK = TAGS[0]
 SPECIALS = ("<s>", "<pad>", "</s>", "<unk>", MASK)  # they are in the published model's vocabulary; other tags are added
+# Shows whether case, width, runs of spaces and the start of a text are treated as SentencePiece treats them.
+PROBE = "The \uff21\u200bB  of it, 3 times"
+OTHERWISE = "give the SentencePiece model of these weights with --tokenizer FILE"
 NEVER = -1000.0  # their scores as pieces: texts such as "＜s＞", which is "<s>" once normalised, must not become them
 
 
@@ -75,6 +82,53 @@ def added_tokens(tokenizer: Tokenizer, kosmos2: bool) -> dict[int, dict[str, Any
         )
         for i, token in ids.items()
     }
+
+
+def sentencepiece_model(file: Path) -> bytes:
+    """The SentencePiece model in a tokenizer.json that `build` or transformers' XLMRobertaTokenizerFast made.
+
+    Raises:
+      UserError: a package is missing, or the file is of another kind.
+    """
+    needed("tokenizers")
+    from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
+    from tokenizers import Tokenizer as Tokenizers
+
+    model = sentencepiece_model_pb2.ModelProto()
+    kinds = model.SentencePiece
+    try:
+        text = file.read_text()
+        saved = json.loads(text)
+        vocab = [(str(piece), float(score)) for piece, score in saved["model"]["vocab"]]
+        (table,) = _normalization_tables(saved["normalizer"])
+        added = {token["id"]: token["content"] for token in saved["added_tokens"]}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{file} is not made of a SentencePiece model; {OTHERWISE}") from error
+    pieces = [pair for pair in vocab[len(SPECIALS) - 1 :] if pair[0] not in TAGS + KOSMOS2_TAGS]
+    expected = [*SPECIALS[:-1], *(piece for piece, _ in pieces), *TAGS, *KOSMOS2_TAGS]
+    given = dict(enumerate(piece for piece, _ in vocab)) | added
+    other = [f"{i} {token!r}" for i, token in sorted(given.items()) if [token] != expected[i : i + 1]]
+    if other:
+        raise UserError(f"{file} has other ids than Kosmos-2 (docs/fidelity.md): {', '.join(other[:3])}; {OTHERWISE}")
+    first = [("<unk>", 0.0, kinds.UNKNOWN), ("<s>", 0.0, kinds.CONTROL), ("</s>", 0.0, kinds.CONTROL)]
+    for piece, score, kind in (*first, *((*pair, kinds.NORMAL) for pair in pieces)):
+        model.pieces.add(piece=piece, score=score, type=kind)
+    model.trainer_spec.vocab_size = len(model.pieces)
+    model.normalizer_spec.precompiled_charsmap = table
+    rebuilt = Tokenizer(model.SerializeToString())
+    if rebuilt.encode(PROBE) != Tokenizers.from_str(text).encode(PROBE, add_special_tokens=False).ids:
+        raise UserError(f"{file} splits texts otherwise than SentencePiece would by these pieces; {OTHERWISE}")
+    # The table is there without its name.
+    if SentencePieceProcessor(model_proto=rebuilt.model_bytes).normalize("\uff21\u200bb") == "▁A▁b":
+        model.normalizer_spec.name = "nmt_nfkc"
+    return model.SerializeToString()
+
+
+def _normalization_tables(normalizer: dict[str, Any]) -> Iterator[bytes]:
+    """Of all `Precompiled` in a normalizer or a sequence of them."""
+    for part in normalizer.get("normalizers", [normalizer]):
+        if part["type"] == "Precompiled":
+            yield base64.b64decode(part["precompiled_charsmap"])
 
 
 def _read(model_bytes: bytes):

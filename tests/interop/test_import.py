@@ -1,5 +1,7 @@
 """Weights that others publish become checkpoints that give the others' numbers."""
 
+import argparse
+import contextlib
 import json
 import re
 import shutil
@@ -12,17 +14,20 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from configs import kosmos1
+from configs import kosmos1, kosmos2
 from kosmos_jax import checkpoint
 from kosmos_jax.cli import main
 from kosmos_jax.config import apply_overrides
 from kosmos_jax.errors import UserError
 from kosmos_jax.interop import names
 from kosmos_jax.interop.export import export
-from kosmos_jax.interop.importing import import_weights, vision_parameters
+from kosmos_jax.interop.importing import Reader, import_weights, vision_parameters
+from kosmos_jax.interop.sources import SOURCES, find_source
+from kosmos_jax.interop.verify import report, verify
 from kosmos_jax.model import abstract_model, parameters, with_parameters
 from kosmos_jax.parallel.mesh import make_mesh
 from kosmos_jax.parallel.sharding import parameter_specs
+from tests.inference.conftest import TEXTS
 from tests.interop.conftest import SINUSOIDAL
 from tests.model.tiny import model_config, random_model
 from tests.model.torch_weights import randomize
@@ -125,11 +130,17 @@ def openai_state(model, layers=3):
     return {f"visual.{name}": tensor for name, tensor in new.items() if "position_ids" not in name}
 
 
+def write_open_clip_config(folder, quick_gelu=False, **vision):
+    sizes = dict(image_size=16, layers=3, width=128, patch_size=8) | vision
+    config = dict(embed_dim=8, quick_gelu=quick_gelu, vision_cfg=sizes, text_cfg=dict(context_length=77))
+    (folder / "open_clip_config.json").write_text(json.dumps(dict(model_cfg=config, preprocess_cfg={})))
+
+
 @pytest.mark.parametrize(
     "origin, activation", [("openai", "quick_gelu"), ("laion", "gelu"), ("open_clip-quickgelu", "quick_gelu")]
 )
 def test_openai_and_open_clip(tmp_path, origin, activation):
-    # Their heads are 64 wide, and nothing in the file says so.
+    # Heads are 64 wide where nothing says otherwise.
     theirs = clip_vision(5, hidden_size=128, num_attention_heads=2, hidden_act=activation)
     state = openai_state(theirs) | {
         "visual.proj": torch.ones(3),
@@ -139,8 +150,7 @@ def test_openai_and_open_clip(tmp_path, origin, activation):
     if origin == "openai":
         state |= {key: torch.tensor(1) for key in ("input_resolution", "context_length", "vocab_size")}
     else:
-        quick = activation == "quick_gelu"
-        (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": {"quick_gelu": quick}}))
+        write_open_clip_config(tmp_path, quick_gelu=activation == "quick_gelu")
     torch.save(
         {
             name: tensor.half() if origin == "openai" and tensor.is_floating_point() else tensor
@@ -157,6 +167,32 @@ def test_openai_and_open_clip(tmp_path, origin, activation):
     pixels = torch.randn(2, 3, 16, 16)
     ours = features_of(model, random | given, pixels)
     assert np.abs(ours - theirs_of(theirs, pixels)).max() < 1e-5
+
+
+def test_open_clips_head_width_is_that_of_its_config(tmp_path):
+    """As in ViT-H-14, ViT-bigG-14 and others, whose heads are 80 or 104 wide."""
+    theirs = clip_vision(5, hidden_size=320, num_attention_heads=4, hidden_act="gelu")
+    torch.save(openai_state(theirs), tmp_path / "x.pt")
+    write_open_clip_config(tmp_path, width=320, head_width=80, mlp_ratio=48 / 320)
+    model = model_config(**{"vision.width": 320, "vision.heads": 4, "vision.activation": "gelu"})
+    random = parameters(random_model(model))
+    pixels = torch.randn(2, 3, 16, 16)
+    ours = features_of(model, random | vision_parameters(tmp_path / "x.pt", model, random), pixels)
+    assert np.abs(ours - theirs_of(theirs, pixels)).max() < 1e-5
+
+
+@pytest.mark.parametrize("vision, message", [
+    (dict(no_ln_pre=True), "no_ln_pre is True and must be False"),
+    (dict(norm_kwargs={"eps": 1e-6}), "norm_kwargs"),
+    (dict(qk_norm=True), r"qk_norm \(True\) is unknown"),
+    (dict(layers=24, width=1024), "layers is 24 and must be 3\n.*width is 1024 and must be 128"),
+    (dict(head_width="64"), "head_width is '64'"),
+])  # fmt: skip
+def test_an_open_clip_config_of_another_tower_is_refused(tmp_path, vision, message):
+    torch.save(openai_state(clip_vision(5, hidden_size=128, num_attention_heads=2)), tmp_path / "x.pt")
+    write_open_clip_config(tmp_path, **vision)
+    with pytest.raises(UserError, match=f"open_clip_config.json: vision_cfg.*\n.*{message}"):
+        vision_parameters(tmp_path / "x.pt", model_config(), {})
 
 
 def test_without_a_word_about_the_activation_nothing_is_guessed(tmp_path):
@@ -196,6 +232,178 @@ def exported(sinusoidal_run, tmp_path_factory):
     folder = tmp_path_factory.mktemp("exported") / "out"
     export(sinusoidal_run, "torch", folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def kosmos2_folder(sinusoidal_run, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("kosmos2") / "out"
+    export(sinusoidal_run, "hf-kosmos2", folder)
+    return folder
+
+
+@pytest.mark.parametrize("kind, run", [("hf-kosmos2", "sinusoidal_run"), ("hf-remote-code", "xpos_run")])
+def test_what_pytorch_changed_and_saved_comes_back(kind, run, request, tmp_path):
+    """Export, fine-tuning, save_pretrained, import: no file of ours is in the folder but what transformers wrote."""
+    run = request.getfixturevalue(run)
+    export(run, kind, tmp_path / "exported")
+    load = dict(pretrained_model_name_or_path=tmp_path / "exported", trust_remote_code=True)
+    model = transformers.AutoModelForImageTextToText.from_pretrained(**load)
+    randomize(model, 7)
+    model.save_pretrained(tmp_path / "tuned")
+    transformers.AutoProcessor.from_pretrained(**load).save_pretrained(tmp_path / "tuned")
+    assert not (tmp_path / "tuned/sentencepiece.bpe.model").exists()
+
+    words = ["--from", kind, "--source", f"{tmp_path}/tuned", "--out", f"{tmp_path}/back"]
+    assert main(["import", *words]) == 0
+    text, good = report(verify(tmp_path / "back", kind, tmp_path / "tuned", "float32"), "float32")
+    assert good, text
+    before, after = checkpoint.read_record(run), checkpoint.read_record(tmp_path / "back")
+    assert after.tokenizer.size == before.tokenizer.size
+    assert after.tokenizer.encode(" ".join(TEXTS)) == before.tokenizer.encode(" ".join(TEXTS))
+
+
+# PretrainedConfig of transformers 4.35, which published files have in full in each section.
+IN_FULL = {
+    **dict.fromkeys(
+        """architectures bad_words_ids begin_suppress_tokens cross_attention_hidden_size decoder_start_token_id
+        exponential_decay_length_penalty finetuning_task forced_bos_token_id forced_eos_token_id prefix problem_type
+        sep_token_id suppress_tokens task_specific_params tokenizer_class torch_dtype""".split()
+    ),
+    **dict.fromkeys(
+        """add_cross_attention do_sample early_stopping is_decoder is_encoder_decoder output_attentions
+        output_hidden_states output_scores remove_invalid_values return_dict_in_generate tf_legacy_loss
+        tie_encoder_decoder torchscript use_bfloat16""".split(),
+        False,
+    ),
+    **dict(_name_or_path="", chunk_size_feed_forward=0, diversity_penalty=0.0, encoder_no_repeat_ngram_size=0),
+    **dict(id2label={"0": "LABEL_0"}, label2id={"LABEL_0": 0}, length_penalty=1.0, max_length=20, min_length=0),
+    **dict(num_beam_groups=1, num_beams=1, num_return_sequences=1, pruned_heads={}, repetition_penalty=1.0),
+    **dict(return_dict=True, temperature=1.0, tie_word_embeddings=True, top_k=50, top_p=1.0, typical_p=1.0),
+}
+
+
+@pytest.mark.parametrize("form", ["as it is", "in full", "published"])
+def test_configs_in_the_forms_that_transformers_has_written_are_read(tmp_path, form):
+    kosmos = transformers.Kosmos2Config()
+    clip = transformers.CLIPConfig(vision_config=dict(hidden_size=1536, hidden_act="gelu"))
+    for name, config in (("kosmos", kosmos), ("clip", clip)):
+        tree = json.loads(config.to_json_string(use_diff=form != "in full"))
+        if form == "published":
+            for section in ("text_config", "vision_config"):
+                tree[section] = IN_FULL | dict(dropout=0.1 if section == "text_config" else 0.0) | tree[section]
+            tree |= dict(vision_config_dict=None, text_config_dict=None) if name == "clip" else {}
+            tree["text_config"]["no_repeat_ngram_size"] = 3
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps(tree))
+    ours = kosmos2.get_config().model
+    found = SOURCES["hf-kosmos2"].sections(tmp_path / "kosmos", {})
+    differ = {key for name in found for key, value in found[name].items() if ours[name][key] != value}
+    assert differ == {"attention_dropout"}
+    tensors = {"vision_model.pre_layrnorm.weight": None}
+    tower = find_source("clip", tmp_path / "clip", tensors)[0].sections(tmp_path, {})["vision"]
+    assert tower == dict(image_size=224, patch_size=32, width=1536, layers=12, heads=12, ffn=3072, activation="gelu")
+
+
+@pytest.mark.parametrize("key, value, message", [
+    ("text_config.pad_token_id", 5, "pad_token_id is 5 and must be 1"),
+    ("text_config.eos_token_id", [2, 3], r"eos_token_id is \[2, 3\] and must be 2"),
+    ("text_config.activation_function", "relu", "activation_function is 'relu' and must be 'gelu'"),
+    ("text_config.scale_embedding", False, "scale_embedding is False"),
+    ("text_config.layer_norm_eps", 1e-6, "layer_norm_eps is 1e-06"),
+    ("text_config.layerdrop", 0.1, "layerdrop is 0.1"),
+    ("text_config.rope_theta", 1e4, r"rope_theta \(10000.0\) is unknown; delete it"),
+    ("text_config.embed_dim", "32", "embed_dim is '32' and must be a value such as 2048"),
+    ("text_config.layers", None, "layers is None"),
+    ("text_config.layers", True, "layers is True"),
+    ("text_config", [], "text_config is .*; it must be an object"),
+    ("vision_config.layer_norm_eps", 1e-6, "layer_norm_eps is 1e-06"),
+    ("vision_config.num_channels", 1, "num_channels is 1"),
+    ("vision_config.hidden_act", "gelu_new", "model.vision.activation is 'gelu_new'"),
+    ("quantization_config", {}, "quantization_config"),
+    ("model_type", "kosmos-2.5", "model_type is 'kosmos-2.5' and must be 'kosmos-2'"),
+    ("text_config.embed_dim", 64, r"latent_query \[4, 32\], the model has \[4, 64\]"),
+    ("text_config.layers", 2, "surplus"),
+])  # fmt: skip
+def test_a_field_that_is_not_honoured_is_refused_by_name(kosmos2_folder, tmp_path, key, value, message):
+    folder = shutil.copytree(kosmos2_folder, tmp_path / "in")
+    config = json.loads((folder / "config.json").read_text())
+    *section, name = key.split(".")
+    (config[section[0]] if section else config)[name] = value
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=f"(?s){message}"):
+        import_weights("hf-kosmos2", folder, tmp_path / "out")
+
+
+def fields_of(section, path=()):
+    for key, value in section.items():
+        yield (*path, key)
+        if isinstance(value, dict):
+            yield from fields_of(value, (*path, key))
+
+
+@pytest.mark.parametrize(
+    "kind, folder", [("hf-kosmos2", "kosmos2_folder"), ("clip", "kosmos2_folder"), ("torch", "exported")]
+)
+def test_whatever_a_config_says_it_is_read_or_refused(kind, folder, request, tmp_path):
+    folder = request.getfixturevalue(folder)
+    shutil.copyfile(folder / "model.safetensors", tmp_path / "model.safetensors")
+    text = (folder / "config.json").read_text()
+    for *sections, field in fields_of(json.loads(text)):
+        for value in (None, [], {}, "x", -1, True, 1.5):
+            config = section = json.loads(text)
+            for name in sections:
+                section = section[name]
+            section[field] = value
+            (tmp_path / "config.json").write_text(json.dumps(config))
+            with contextlib.suppress(UserError):
+                Reader(kind, tmp_path)
+
+
+@pytest.mark.parametrize("kind, key, value", [
+    ("clip", "layer_norm_eps", 1e-6),
+    ("clip", "attention_dropout", 0.1),
+    ("clip", "use_head", True),
+    ("hf-remote-code", "pad_token_id", 5),
+    ("hf-remote-code", "rope", {}),
+    ("torch", "rope", {}),
+])  # fmt: skip
+def test_every_source_refuses_fields_that_it_does_not_honour(xpos_run, tmp_path, kind, key, value):
+    folder = tmp_path / "in"
+    if kind == "clip":
+        folder.mkdir()
+        save_clip(folder, clip_vision(3), "vision_model.")
+    else:
+        export(xpos_run, kind, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {key: value}))
+    with pytest.raises(UserError, match=f"config.json: .*\n.*{key}"):
+        import_weights(kind, folder, tmp_path / "out")
+
+
+@pytest.mark.parametrize("file, section, key", [
+    ("preprocessor_config.json", None, "image_mean"),
+    ("processor_config.json", "image_processor", "image_std"),
+    ("open_clip_config.json", "preprocess_cfg", "mean"),
+])  # fmt: skip
+def test_weights_for_pixels_normalised_otherwise_are_refused(tmp_path, file, section, key):
+    save_clip(tmp_path, clip_vision(3), "vision_model.")
+    processor = dict(resample=3, image_mean=[0.48145466, 0.4578275, 0.40821073])
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
+    Reader("clip", tmp_path)
+    values = {key: [0.5, 0.5, 0.5]}
+    (tmp_path / file).write_text(json.dumps({section: values} if section else values))
+    with pytest.raises(UserError, match=rf"{file}.*\n.*{key} is \[0.5"):
+        Reader("clip", tmp_path)
+
+
+def test_the_section_that_transformers_takes_is_read(tmp_path):
+    """Old CLIP files have two; `vision_config_dict` wins there, with defaults for what it lacks."""
+    tower = clip_vision(3, num_attention_heads=6).config.to_diff_dict()
+    config = dict(model_type="clip", vision_config=tower, vision_config_dict=dict(num_attention_heads=8))
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    found = find_source("clip", tmp_path, {"vision_model.pre_layrnorm.weight": None})[0].sections(tmp_path, {})
+    theirs = transformers.CLIPConfig.from_pretrained(tmp_path).vision_config
+    assert found["vision"]["heads"] == theirs.num_attention_heads == 8
 
 
 @pytest.fixture(scope="module")
@@ -243,12 +451,47 @@ def test_unilms_names_are_those_that_transformers_converts(unilm_file):
         assert converted == names.kosmos2(name)
 
 
+def test_unilms_arguments_are_honoured(unilm_file, tmp_path, tokenizer_file):
+    """What fairseq saves beside the weights: the number of heads is nowhere else."""
+    saved = torch.load(unilm_file, weights_only=True)
+    arguments = argparse.Namespace(decoder_attention_heads=2, subln=True, lr=[1e-4], arch="unigptmodel_xl")
+    torch.save(saved | dict(args=None, cfg=dict(model=arguments)), tmp_path / "kosmos.pt")
+    record = import_weights("unilm", tmp_path / "kosmos.pt", tmp_path / "out", tokenizer=tokenizer_file)
+    assert record.config.model.text.heads == record.config.model.connector.heads == 2
+
+    arguments.no_scale_embedding = True
+    torch.save(saved | dict(args=arguments), tmp_path / "kosmos.pt")
+    with pytest.raises(UserError, match="no_scale_embedding is True and must be False"):
+        import_weights("unilm", tmp_path / "kosmos.pt", tmp_path / "no", tokenizer=tokenizer_file)
+
+
 def test_unilm(unilm_file, sinusoidal_run, tmp_path, tokenizer_file):
     record = import_weights("unilm", unilm_file, tmp_path / "out", tokenizer=tokenizer_file)
     before, after = checkpoint.restore(sinusoidal_run).params, checkpoint.restore(record.directory).params
     assert all(np.array_equal(before[name], after[name]) for name in before)
     text = record.config.model.text
     assert (text.width, text.layers, text.ffn, text.heads, text.positions) == (32, 3, 64, 1, "sinusoidal")
+
+
+@pytest.mark.parametrize("kind", ["hf-kosmos2", "unilm"])
+def test_an_output_layer_other_than_the_embedding_is_refused(
+    kind, kosmos2_folder, unilm_file, tokenizer_file, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("kosmos_jax.interop.importing.ROWS", 20)
+    file = tmp_path / "pytorch_model.bin"
+    if kind == "unilm":
+        name, state = "gpt_model.decoder.output_projection.weight", torch.load(unilm_file, weights_only=True)["model"]
+    else:
+        shutil.copyfile(kosmos2_folder / "config.json", tmp_path / "config.json")
+        name, state = "text_model.lm_head.weight", load_file(kosmos2_folder / "model.safetensors")
+        state[name] = state["text_model.model.embed_tokens.weight"]
+    source = file if kind == "unilm" else tmp_path
+    torch.save(state, file)
+    import_weights(kind, source, tmp_path / "tied", tokenizer=tokenizer_file)
+    for head in (state[name][:-1], torch.cat([state[name][:-1], state[name][-1:] + 1])):
+        torch.save(state | {name: head}, file)
+        with pytest.raises(UserError, match=f"{name} is not the embedding"):
+            import_weights(kind, source, tmp_path / "untied", tokenizer=tokenizer_file)
 
 
 def test_vocabulary_surgery(sinusoidal_run, exported, tokenizer, tmp_path):
@@ -288,24 +531,41 @@ def test_what_does_not_fit_is_listed_by_name_and_nothing_is_written(exported, tm
     assert not (tmp_path / "back").exists()
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
+@pytest.mark.parametrize("file", ["model.safetensors", "pytorch_model.bin"])
+def test_quantized_weights_are_refused(exported, tmp_path, file, dtype):
+    folder = shutil.copytree(exported, tmp_path / "in")
+    state = load_file(folder / "model.safetensors")
+    state["decoder.layers.1.fc2.weight"] = state["decoder.layers.1.fc2.weight"].to(dtype)
+    (folder / "model.safetensors").unlink()
+    (save_file if file.endswith("s") else torch.save)(state, folder / file)
+    with pytest.raises(UserError, match="(?s)1 not floats.*decoder.layers.1.fc2.weight"):
+        import_weights("torch", folder, tmp_path / "out")
+
+
 @pytest.mark.parametrize("kind, spoil, message", [
     ("hf-remote-code", {}, "config.json has no text"),
+    ("hf-kosmos2", {"config.json": b"[]"}, "config.json has no model_type"),
     ("hf-kosmos2", {}, "config.json has no model_type"),
     ("unilm", {}, "no gpt_model.decoder.embed_tokens.weight"),
     ("clip", {}, "no vision tower"),
+    ("clip", {"config.json": b"{}"}, "no vision tower"),
     ("torch", {"config.json": b"[]"}, "config.json has no model.text"),
+    ("torch", {"config.json": b'{"model": {"text": {"heads": 1}}}'}, "config.json has no model.text.vocab_size"),
     ("torch", {"config.json": None}, "config.json cannot be read: No such file"),
     ("torch", {"heads": 7}, "model.text.heads is 7, which does not divide width 32"),
-    ("torch", {"rope": "yes"}, "model.text.rope is no key"),
+    ("torch", {"rope": "yes"}, r"config.json: model.text: .*\n.*rope \('yes'\) is unknown"),
+    ("torch", {"heads": "1"}, "heads is '1' and must be a value such as 32"),
+    ("torch", {"positions": None}, "positions is None"),
     ("torch", {"vocab_size": 400}, r"embedding.weight \[51, 32\], the model has \[400, 32\]"),
     ("torch", {"sentencepiece.bpe.model": b"{}"}, "no SentencePiece model"),
-    ("torch", {"sentencepiece.bpe.model": None}, "--tokenizer FILE"),
+    ("torch", {"sentencepiece.bpe.model": None, "tokenizer.json": None}, "no tokenizer: .*--tokenizer FILE"),
 ])  # fmt: skip
 def test_a_folder_that_is_not_what_it_should_be_is_told(exported, tmp_path, kind, spoil, message):
     folder = shutil.copytree(exported, tmp_path / "in")
     for name, value in spoil.items():
         file = folder / name
-        if not file.exists():
+        if not file.suffix:
             config = json.loads((folder / "config.json").read_text())
             config["model"]["text"][name] = value
             (folder / "config.json").write_text(json.dumps(config))

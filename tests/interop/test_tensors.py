@@ -2,6 +2,7 @@
 
 import argparse
 import io
+import json
 
 import ml_dtypes
 import numpy as np
@@ -96,10 +97,17 @@ SAFE, TORCH = save({"w": torch.ones(100)}), saved(torch.save, {"w": torch.ones(1
 @pytest.mark.parametrize("files, message", [
     ({"model.safetensors": SAFE[:-8]}, "was the download complete"),
     ({"model.safetensors": b""}, "was the download complete"),
-    ({"README.md": b""}, "no .*safetensors and no pytorch_model"),
+    ({"README.md": b""}, r"no weights \(\*.safetensors"),
     ({INDEX: b'{"weight_map": {"w": "model-1.safetensors"}}'}, "model-1.safetensors, which is not there"),
     ({INDEX: b"{"}, "no JSON"),
     ({INDEX: b"[]"}, "has no weight_map"),
+    ({INDEX: b'{"weight_map": ["w"]}'}, "weight_map is not a map"),
+    ({INDEX: b'{"weight_map": {"v": "m", "w": "m"}}', "m": b""}, "cannot be read by PyTorch"),
+    ({INDEX: b'{"weight_map": {"v": "1.safetensors"}}', "1.safetensors": SAFE}, "not of one set: v of 1.safetensors"),
+    ({INDEX: b'{"weight_map": {}}'}, "lists no files"),
+    ({"model-00001-of-00002.safetensors": SAFE}, "is one of several"),
+    ({"a.safetensors": SAFE, "b.safetensors": SAFE}, "has a.safetensors, b.safetensors, none of them"),
+    ({"adapter_config.json": b"{}", "model.safetensors": SAFE}, "holds an adapter"),
     ({"pytorch_model.bin": TORCH[:-200]}, "cannot be read by PyTorch"),
     ({"pytorch_model.bin": b""}, "it ends too early"),
     ({"pytorch_model.bin": b"<html>not found</html>"}, "no PyTorch file"),
@@ -110,3 +118,23 @@ def test_what_is_damaged_is_told(tmp_path, files, message):
         (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=f"{tmp_path}.*{message}"):
         open_tensors(tmp_path)
+
+
+def test_of_several_sets_of_weights_the_one_that_transformers_takes_is_read(tmp_path, caplog):
+    """Whatever else lies in the folder: files of another name, shards of an older save, the same weights as pickles."""
+    order = ["pytorch_model.bin.index.json", "pytorch_model.bin", INDEX, "model.safetensors"]
+    for i, name in enumerate(order):
+        state = {"w": torch.full((1,), float(i))}
+        file = name.replace(".index.json", "-00001-of-00001" + (".safetensors" if name == INDEX else ".bin"))
+        if file.endswith(".bin"):
+            torch.save(state, tmp_path / file)
+        else:
+            (tmp_path / file).write_bytes(save(state))
+        if file != name:
+            (tmp_path / name).write_text(json.dumps({"weight_map": {"w": file}}))
+        for other in ("model_old.safetensors", "a.safetensors", "model-00002-of-00009.safetensors", "zz.bin"):
+            (tmp_path / other).write_bytes(save({"w": torch.full((1,), 9.0), "stale": torch.ones(1)}))
+        with caplog.at_level("INFO"):
+            tensors = open_tensors(tmp_path)
+        assert list(tensors) == ["w"] and tensors["w"].read((slice(None),)) == [i]
+        assert file in caplog.messages[-1] and "old" not in caplog.messages[-1]
