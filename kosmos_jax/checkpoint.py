@@ -15,6 +15,7 @@ It restores onto any mesh: shapes and shardings come from the caller, each proce
 import base64
 import json
 import logging
+import shutil
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +47,7 @@ def make_manager(workdir, keep_last=None, keep_every=None) -> ocp.CheckpointMana
         max_to_keep=keep_last or None,
         keep_period=keep_every or None,
         enable_async_checkpointing=True,
-        cleanup_tmp_directories=True,
+        async_options=ocp.AsyncOptions(create_directories_asynchronously=False),  # an error is there at once
         atomicity_options=IN_PLACE,
     )
     return ocp.CheckpointManager(Path(workdir).absolute() / "checkpoints", options=options, item_names=ITEMS)
@@ -194,6 +195,13 @@ def committed_steps(folder: Path) -> list[int]:
     """The steps in a `checkpoints` folder whose writing came to its end, rising."""
     found = folder.iterdir() if folder.is_dir() else ()
     return sorted(int(path.name) for path in found if path.name.isdigit() and (path / COMMITTED).is_file())
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Deletes what kills and failures left in a `checkpoints` folder: steps that were never committed."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.name.isdigit() and not (path / COMMITTED).is_file():
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def step_directory(path) -> Path:

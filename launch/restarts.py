@@ -6,7 +6,8 @@ import shlex
 COUNT_FAILURE = """\
 # Prints how often the run has failed since its newest checkpoint. Over weeks it may fail often, as long as it advances.
 count_failure() {{
-    newest=$(cd {checkpoints} 2> /dev/null && ls -d */commit_success.txt 2> /dev/null | grep -o '^[0-9]*/' | sort -n | tail -n 1)
+    newest=$(cd {checkpoints} 2> /dev/null && ls -d [0-9]*/commit_success.txt 2> /dev/null | sort -n | tail -n 1)
+    newest=${{newest%%/*}}
     echo "$(date -Is) status $1 after checkpoint ${{newest:-none}}" >> "$failures"
     grep -c "after checkpoint ${{newest:-none}}$" "$failures"
 }}

@@ -46,6 +46,8 @@ def resume(workdir, manager, abstract_state, shardings, wait_seconds: float):
     steps = json.loads(
         exchange("steps to resume from", json.dumps(checkpoint.committed_steps(folder)), wait_seconds)[0]
     )
+    if jax.process_index() == 0:
+        checkpoint.remove_unfinished(folder)
     damaged = []
     for step in reversed(steps):
         outcome, found = _attempt(folder / str(step), wanted)

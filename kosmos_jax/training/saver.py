@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import shutil
 import time
 from pathlib import Path
 
@@ -98,7 +97,7 @@ class Saver:
         error = None
         try:
             self.manager.wait_until_finished()
-            committed = self._folder(self._writing) / checkpoint.COMMITTED
+            committed = Path(self.manager.directory) / str(self._writing) / checkpoint.COMMITTED
             if not committed.is_file():
                 error = FileNotFoundError(f"{committed} was not written")
         except Exception as raised:  # noqa: BLE001  as above
@@ -116,17 +115,15 @@ class Saver:
         for look in (self.manager.wait_until_finished, self.manager.check_for_errors):
             with contextlib.suppress(Exception):  # what else went wrong, which Orbax would raise at the next save
                 look()
+        if jax.process_index() == 0:
+            with contextlib.suppress(OSError):
+                checkpoint.remove_unfinished(Path(self.manager.directory))
         self._next_try = time.monotonic() + PAUSE * 2**self._failed
         self._failed += 1
         what = f"the checkpoint of step {step} could not be written: {failures[0]}"
-        if jax.process_index() == 0 and not (self._folder(step) / checkpoint.COMMITTED).is_file():
-            shutil.rmtree(self._folder(step), ignore_errors=True)
         if self._failed > self._max_failed:
             raise PassingError(
                 f"{what}. That was number {self._failed} in a row (training.max_failed_saves); the run ends, and the "
                 "same command resumes it from the newest checkpoint"
             )
         log.error("CHECKPOINT NOT SAVED, failure %d of %d in a row: %s", self._failed, self._max_failed, what)
-
-    def _folder(self, step: int) -> Path:
-        return Path(self.manager.directory) / str(step)

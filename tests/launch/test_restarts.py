@@ -55,12 +55,12 @@ def test_slurm_gives_up_after_max_restarts_failures_but_never_for_being_stopped(
 
 
 def test_failures_on_slurm_count_since_the_newest_checkpoint(tmp_path):
-    # A folder that was set aside, or is half written, is no checkpoint.
+    # A folder that was set aside, or whose writing did not come to its end, is no checkpoint.
     fake(tmp_path, "scontrol", "true")
     variables = dict(SLURM_JOB_ID="7", SLURM_JOB_NAME="demo", SLURM_JOB_NODELIST="n1", SLURM_SUBMIT_DIR=str(tmp_path))
     script = slurm.render(job("demo_cpu", max_restarts=1, workdir=f"{tmp_path}/a b"))
     statuses = []
-    for made in ["9", "10", "unreadable-11", "11.orbax-checkpoint-tmp-3"]:
+    for made in ["9/commit_success.txt", "10/commit_success.txt", "unreadable-11/commit_success.txt", "12/params"]:
         fake(tmp_path, "srun", f"mkdir -p '{tmp_path}/a b/checkpoints/{made}'; exit 1")
         statuses.append(shell(script, tmp_path, **variables).returncode)
     assert statuses == [0, 0, 1, 1]
@@ -68,7 +68,7 @@ def test_failures_on_slurm_count_since_the_newest_checkpoint(tmp_path):
 
 def test_with_an_image_slurm_looks_for_checkpoints_where_the_mount_comes_from():
     described = job("demo_cpu", venv="", image="i", mounts={"/runs": "/a", "/runs/b": "/c"}, workdir="/runs/b/1")
-    assert "ls /c/1/checkpoints" in slurm.render(described)
+    assert "cd /c/1/checkpoints" in slurm.render(described)
 
 
 def boot(tmp_path, statuses, gcsfuse="true", run="true", pull="true", **changes):
@@ -115,7 +115,7 @@ def test_a_tpu_vm_that_boots_after_the_end_does_nothing(tmp_path):
 
 def test_a_tpu_vm_may_fail_for_weeks_as_long_as_it_makes_checkpoints(tmp_path):
     checkpoints = f"{tmp_path}/runs/1/checkpoints"
-    advance = f"mkdir -p {checkpoints}/$(ls {checkpoints} | wc -l)"
+    advance = f"mkdir -p {checkpoints}/$(ls {checkpoints} | wc -l)/commit_success.txt"
     assert len(boot(tmp_path, [1, 1, 1, 0], run=advance, max_restarts=1)) == 4
     (tmp_path / "lib/kosmos-ended").unlink()
     (tmp_path / "lib/kosmos-failures").unlink()

@@ -18,7 +18,8 @@ export HOME=/root
 failures=/var/lib/kosmos-failures
 # Prints how often the run has failed since its newest checkpoint. Over weeks it may fail often, as long as it advances.
 count_failure() {
-    newest=$(ls /runs/kosmos1-v5e/checkpoints 2> /dev/null | grep -x '[0-9][0-9]*' | sort -n | tail -n 1)
+    newest=$(cd /runs/kosmos1-v5e/checkpoints 2> /dev/null && ls -d [0-9]*/commit_success.txt 2> /dev/null | sort -n | tail -n 1)
+    newest=${newest%%/*}
     echo "$(date -Is) status $1 after checkpoint ${newest:-none}" >> "$failures"
     grep -c "after checkpoint ${newest:-none}$" "$failures"
 }
