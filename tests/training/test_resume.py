@@ -29,6 +29,11 @@ TOKENIZER = SimpleNamespace(model_bytes=b"pieces")
 
 @pytest.fixture(scope="module")
 def made():
+    return make()
+
+
+def make():
+    """A fresh state of a tiny model, with its shapes and shardings, on all devices."""
     config = tiny_config(**{"mesh.fsdp": -1, "model.text.ffn": 1024})  # large enough for files of their own
     mesh = make_mesh(config.mesh)
     optimizer = make_optimizer(config.training.optimizer, config.training.steps)

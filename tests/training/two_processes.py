@@ -1,0 +1,67 @@
+"""What two processes of a job do when only one of them has trouble; run by test_agreement.py, once as each process.
+
+python -m tests.training.two_processes WORKDIR COORDINATOR PROCESS_ID
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+from kosmos_jax import checkpoint
+from kosmos_jax.errors import PassingError
+from kosmos_jax.parallel import distributed
+
+WAIT = 60.0
+
+
+def main(workdir: str, coordinator: str, process_id: str):
+    distributed.start(coordinator, 2, int(process_id))
+    from kosmos_jax.training import resume
+
+    from .test_resume import TOKENIZER, at_step, make
+
+    made, workdir, told = make(), Path(workdir), {}
+    with checkpoint.make_manager(workdir) as manager:
+        for step in (3, 6, 9):
+            checkpoint.save(manager, at_step(made, step), made.config, TOKENIZER, {"next_step": step})
+            manager.wait_until_finished()
+        read, resume.PAUSES = resume._read, (0.0, 0.0)
+
+        def resumed(*errors):
+            """The step that the run resumes from when reading fails so in process 1."""
+            left = list(errors)
+
+            def failing(*args):
+                if process_id == "1" and left:
+                    raise left.pop(0)
+                return read(*args)
+
+            resume._read = failing
+            try:
+                return int(resume.resume(workdir, manager, made.abstract, made.shardings, WAIT)[0].step)
+            except PassingError as error:
+                return str(error)
+
+        told["one error"] = resumed(OSError(5, "Input/output error"))
+        told["it stays"] = resumed(*[OSError(5, "Input/output error")] * 9)
+        told["files"] = sorted(path.name for path in (workdir / "checkpoints").iterdir())
+        told["damage"] = resumed(checkpoint.Damaged("not what was written"))
+        told["files after"] = sorted(path.name for path in (workdir / "checkpoints").iterdir())
+
+    begin = time.monotonic()
+    distributed.main_process_first(lambda: process_id == "0" and time.sleep(35), "a long index", WAIT)
+    told["index"] = time.monotonic() - begin
+    if process_id == "1":
+        print(json.dumps(told), flush=True)
+        time.sleep(4)
+    try:
+        distributed.exchange("late", "here", seconds=1.0 if process_id == "0" else WAIT)
+    except PassingError as error:
+        told["late"] = str(error)
+    if process_id == "0":
+        print(json.dumps(told), flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
