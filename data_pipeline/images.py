@@ -32,7 +32,7 @@ def decode(encoded: bytes, where: str = "image") -> Image.Image:
         image = Image.open(io.BytesIO(encoded), formats=FORMATS)
     except UnidentifiedImageError as error:
         formats = ", ".join(FORMATS)
-        raise ImageError(where, f"its {len(encoded)} bytes are no image of the formats {formats}") from error
+        raise ImageError(where, f"its {len(encoded)} bytes are no image format among {formats}") from error
     except Exception as error:  # PIL raises nearly everything on broken files: OSError, SyntaxError, struct.error, ...
         raise ImageError(where, f"it cannot be read: {error}") from error
     return as_rgb(image, where)

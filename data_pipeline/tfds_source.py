@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from google.protobuf.message import DecodeError
 
 from data_pipeline.documents import DataError, Document, RecordError
 from data_pipeline.tensorflow_alone import tensorflow
@@ -81,7 +82,9 @@ class TfdsSource:
             segments = self._sequence(example) if self._interleaved else self._filled_template(example)
         except RecordError as error:
             raise RecordError(where, error.why) from error
-        except Exception as error:  # protobuf's DecodeError, UnicodeDecodeError, IndexError for an absent feature, ...
+        # No protobuf, no UTF-8, an absent feature, a damaged chunk. Of a file system's error, or a mistake in the code,
+        # the record is innocent.
+        except (DecodeError, ValueError, LookupError, RuntimeError, struct.error) as error:
             raise RecordError(where, f"cannot be read ({type(error).__name__}: {error})") from error
         return Document(tuple(segments), where)
 
@@ -92,6 +95,8 @@ class TfdsSource:
             if name is None:
                 continue
             value = self._values(example, name)[0]
+            if value == b"":
+                raise RecordError("", f"its {name} is empty")
             if isinstance(value, bytes):
                 segments += [value, ""]
             else:
