@@ -60,8 +60,9 @@ def as_rgb(image: Image.Image, where: str = "image") -> Image.Image:
         if image.mode in ("F", "I") or image.mode.startswith("I;16"):
             image = _grey(image)
         if image.has_transparency_data:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+            shown = image.convert("RGBA")
+            image = Image.new("RGB", image.size, "white")
+            image.paste(shown, mask=shown)
         return image.convert("RGB")
     except Exception as error:  # see above: a file is decoded only now
         raise ImageError(where, f"it cannot be read: {error}") from error
