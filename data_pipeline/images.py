@@ -39,7 +39,7 @@ def decode(encoded: bytes, where: str = "image") -> Image.Image:
 
 
 def as_rgb(image: Image.Image, where: str = "image") -> Image.Image:
-    """A copy as people see it: turned as its EXIF orientation says, transparency on white, 8 bits a colour.
+    """An image as people see it: turned as its EXIF orientation says, transparency on white, 8 bits a colour.
 
     Of 16-bit grey the high byte is taken, as Pillow does with 16-bit colour. 32-bit integers are 16-bit grey too (so
     Pillow opens a PGM of 16 bits), floats are grey from 0 to 1.
@@ -63,7 +63,7 @@ def as_rgb(image: Image.Image, where: str = "image") -> Image.Image:
             shown = image.convert("RGBA")
             image = Image.new("RGB", image.size, "white")
             image.paste(shown, mask=shown)
-        return image.convert("RGB")
+        return image if image.mode == "RGB" else image.convert("RGB")
     except Exception as error:  # see above: a file is decoded only now
         raise ImageError(where, f"it cannot be read: {error}") from error
 
