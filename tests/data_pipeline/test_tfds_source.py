@@ -6,6 +6,7 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
+from data_pipeline import tfds_source
 from data_pipeline.documents import RecordError
 from data_pipeline.sources import make_source
 
@@ -144,3 +145,20 @@ def test_of_a_missing_file_and_of_a_mistake_the_record_is_innocent(data_dir, err
     source._records = Unreadable()
     with pytest.raises(type(error), match=str(error)):
         source[0]
+
+
+def test_a_passing_error_of_the_file_system_costs_no_record(data_dir, monkeypatch):
+    source = pets(data_dir, template="{legs}")("train")
+    if source._records._array_record is not None:
+        pytest.skip("array_record opens its files itself")
+    opened, attempts = source._records._gfile, []
+
+    def now_and_then(*args):
+        attempts.append(args)
+        if len(attempts) % 2:
+            raise OSError("stale file handle")
+        return opened(*args)
+
+    monkeypatch.setattr(tfds_source, "WAITS", (0, 0, 0))
+    source._records._gfile = now_and_then
+    assert [source[i].segments for i in range(6)] == [(str(4 + i),) for i in range(6)]
