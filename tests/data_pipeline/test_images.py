@@ -4,7 +4,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 from data_pipeline.documents import ImageError
 from data_pipeline.images import MAX_ASPECT, MAX_PIXELS, as_rgb, augmented, center_crop, decode, philox, squash
@@ -68,10 +68,17 @@ def test_a_crop_keeps_the_share_of_the_area_that_was_asked_for():
 
 
 @pytest.mark.parametrize(
-    "kind, mode", [("JPEG", "CMYK"), ("PNG", "L"), ("PNG", "RGBA"), ("PNG", "P"), ("GIF", "P"), ("WEBP", "RGB")]
+    "kind, mode",
+    [
+        *[("JPEG", "CMYK"), ("PNG", "L"), ("PNG", "RGBA"), ("PNG", "P"), ("PNG", "1"), ("GIF", "P"), ("WEBP", "RGB")],
+        *[("TIFF", "CMYK"), ("TIFF", "LAB"), ("BMP", "RGB"), ("JPEG2000", "RGBA"), ("PPM", "L"), ("MPO", "RGB")],
+        pytest.param("AVIF", "RGBA", marks=pytest.mark.skipif(not features.check("avif"), reason="no AVIF in Pillow")),
+    ],
 )
-def test_whatever_pil_opens_becomes_rgb(kind, mode):
-    assert decode(encoded(picture(9, 7).convert(mode), kind)).mode == "RGB"
+def test_the_formats_of_the_list_become_rgb_whatever_their_mode(kind, mode):
+    image = Image.new("LAB", (9, 7)) if mode == "LAB" else picture(9, 7).convert(mode)
+    shown = decode(encoded(image, kind))
+    assert (shown.mode, shown.size) == ("RGB", (9, 7))
 
 
 @pytest.mark.parametrize(

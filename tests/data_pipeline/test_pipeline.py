@@ -4,7 +4,7 @@ import sys
 import numpy as np
 import pytest
 
-from data_pipeline import builtin
+from data_pipeline import builtin, packing, plan
 from data_pipeline import mixture as mixture_module
 from data_pipeline.documents import DataError
 from data_pipeline.mixture import Mixture
@@ -121,6 +121,16 @@ def test_images_in_a_source_without_places_for_them_are_skipped_and_named(captio
     assert not mixture.batch(0)[0]["images"].any()
     with pytest.raises(DataError, match=r"captions/row: 40\), data.max_skipped is 39.*list\[\d+\]: a row cannot hold"):
         captions_with(*texts, **settings | dict(data__max_skipped=39))
+
+
+def test_what_is_left_out_of_the_rows_counts_in_the_fingerprint(captions_with, monkeypatch):
+    long = (GOOD, "seven. " * 300)
+    kept = captions_with(long)
+    for module in packing, plan:
+        monkeypatch.setattr(module, "ROWS_AN_IMAGE", 1)
+    left_out = captions_with(long)
+    assert (kept.skipped, left_out.skipped) == ({}, {"captions/row": 1})
+    assert kept.fingerprint != left_out.fingerprint
 
 
 def test_an_error_in_the_data_reaches_the_reader_as_itself(captions_with, monkeypatch):
