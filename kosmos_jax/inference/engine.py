@@ -15,7 +15,7 @@ from data_pipeline.documents import Document
 from kosmos_jax.config_checks import most_positions
 from kosmos_jax.errors import UserError
 from kosmos_jax.inference import beam, decoding
-from kosmos_jax.inference.prompts import Encoded, Prompt, bucket, collate, encode_prompt
+from kosmos_jax.inference.prompts import Encoded, Part, Prompt, bucket, collate, encode_prompt
 from kosmos_jax.model import abstract_model, with_parameters
 
 # Tokens between two looks at the text, when there are stop strings.
@@ -115,7 +115,7 @@ class Generator:
           beams: width of the beam search; 1 is none.
           length_penalty: of the beam search, see beam.py.
           stop: texts before which to end. They may begin and end inside of tokens. A beam search is cut afterwards.
-          seed: of drawn tokens, an int64: (seed, place in `prompts`) decides, whatever stands in the other prompts.
+          seed: of sampled tokens, an int64: (seed, place in `prompts`) decides, whatever stands in the other prompts.
 
         Raises:
           UserError: an option or a prompt that cannot be.
@@ -206,8 +206,8 @@ class Generator:
         return self._in_groups(score_group, [row for row, _ in followed])
 
     def _encode(self, prompts) -> list[Encoded]:
-        if isinstance(prompts, str):
-            raise UserError("prompts is a str; give a list of prompts, or take generate")
+        if isinstance(prompts, Part):
+            raise UserError(f"prompts is one {type(prompts).__name__}; give a list of prompts, or take generate")
         encoded = [p if isinstance(p, Encoded) else encode_prompt(p, self.tokenizer, self.config) for p in prompts]
         for i, prompt in enumerate(encoded):
             self._ids(prompt.tokens, f"prompt {i}")

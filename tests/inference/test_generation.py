@@ -232,8 +232,9 @@ def test_a_text_that_is_no_unicode_is_refused(generator):
 def test_an_image_alone_is_a_prompt(generator, prompts):
     image = prompts[1][0]
     assert generator.generate(image, max_new_tokens=5) == generator.generate([image], max_new_tokens=5)
-    with pytest.raises(UserError, match="prompts is a str"):
-        generator.complete("The digit is")
+    for alone in "The digit is", image:
+        with pytest.raises(UserError, match=f"prompts is one {type(alone).__name__}; give a list"):
+            generator.complete(alone)
 
 
 def test_a_text_beyond_the_last_sinusoid_is_refused(tokenizer):
