@@ -37,7 +37,7 @@ setup(
         "ml_collections>=1.1,<2",
         "einops>=0.8,<0.9",
         "numpy>=2,<3",
-        "pillow>=11",
+        "pillow>=11.3",
         "tqdm>=4.66,<5",
         "tensorboardX>=2.6.2,<3",
     ],

@@ -39,7 +39,7 @@ def model() -> dict:
             layers=24,  # [P] [T17]
             heads=32,  # [P] [T17]
             ffn=8192,  # [P] [T17]
-            max_positions=2048,  # [T17] for sinusoidal positions; xPos has no limit
+            max_positions=2048,  # [T17] for sinusoidal positions; xPos has 32,768
             positions="xpos",  # [T17]; the released Kosmos-2 ran "sinusoidal"
             dropout=0.1,  # [T17]
             attention="auto",  # kernel: "splash" on TPU, "triton" on GPU, "reference" anywhere; "auto" takes what suits

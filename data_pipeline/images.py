@@ -5,26 +5,78 @@ as fast (see benchmarks/input_pipeline.py), and a corrupt file is an exception h
 Normalisation is the model's, on the device: bytes are what travels.
 """
 
+import contextlib
 import io
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from data_pipeline.documents import ImageError
 
+# Every format is a parser that strangers reach, and some start other programs (EPS runs Ghostscript): only those that
+# images of datasets and of the web have.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "JPEG2000", "PPM")
+# A quarter of a GiB as RGB: where Pillow begins to warn of decompression bombs.
+MAX_PIXELS = 2**30 // 4 // 3
+# Longer side to shorter, as Qwen2-VL's processor has it: 20,000 to 1 would be 4 million rows on the way to a crop.
+MAX_ASPECT = 200
+
 
 def decode(encoded: bytes, where: str = "image") -> Image.Image:
-    """An encoded image file (JPEG, PNG, WebP, ...) as RGB; its first frame if it has several.
+    """An encoded image file of one of `FORMATS` as RGB, see `as_rgb`; its first frame if it has several.
 
     Raises:
-      ImageError: names `where`, when PIL cannot read the file to its end.
+      ImageError: names `where`, when PIL cannot read the file to its end, or `as_rgb` refuses it.
     """
     try:
-        return Image.open(io.BytesIO(encoded)).convert("RGB")
+        image = Image.open(io.BytesIO(encoded), formats=FORMATS)
     except UnidentifiedImageError as error:
-        raise ImageError(where, f"its {len(encoded)} bytes are no image format that PIL knows") from error
+        formats = ", ".join(FORMATS)
+        raise ImageError(where, f"its {len(encoded)} bytes are no image format among {formats}") from error
     except Exception as error:  # PIL raises nearly everything on broken files: OSError, SyntaxError, struct.error, ...
-        raise ImageError(where, f"PIL cannot read it: {error}") from error
+        raise ImageError(where, f"it cannot be read: {error}") from error
+    return as_rgb(image, where)
+
+
+def as_rgb(image: Image.Image, where: str = "image") -> Image.Image:
+    """An image as people see it: turned as its EXIF orientation says, transparency on white, 8 bits a colour.
+
+    Of 16-bit grey the high byte is taken, as Pillow does with 16-bit colour. 32-bit integers are 16-bit grey too (so
+    Pillow opens a PGM of 16 bits), floats are grey from 0 to 1.
+
+    Raises:
+      ImageError: names `where`. There are no pixels, more than `MAX_PIXELS` or more than `MAX_ASPECT` to one (all seen
+        before it is decoded), PIL cannot read it to its end, or its numbers are beyond those ranges or NaN.
+    """
+    (short, long), form = sorted(image.size), "{} x {} pixels".format(*image.size)
+    if not 0 < short * long <= MAX_PIXELS:
+        raise ImageError(where, f"it has {form}; 1 to {MAX_PIXELS:,} pixels are read")
+    if long > MAX_ASPECT * short:
+        raise ImageError(where, f"it has {form}; the longer side may be {MAX_ASPECT} times the shorter")
+    try:
+        image.load()
+        with contextlib.suppress(Exception):  # of broken EXIF: the pixels are sound, and nothing says how to turn them
+            image = ImageOps.exif_transpose(image)
+        if image.mode in ("F", "I") or image.mode.startswith("I;16"):
+            image = _grey(image)
+        if image.has_transparency_data:
+            shown = image.convert("RGBA")
+            image = Image.new("RGB", image.size, "white")
+            image.paste(shown, mask=shown)
+        return image if image.mode == "RGB" else image.convert("RGB")
+    except Exception as error:  # see above: a file is decoded only now
+        raise ImageError(where, f"it cannot be read: {error}") from error
+
+
+def _grey(image: Image.Image) -> Image.Image:
+    """8-bit grey of 16-bit integers, 32-bit integers and floats."""
+    values = np.asarray(image)
+    most = 1.0 if image.mode == "F" else 65535
+    if not (values.min() >= 0 and values.max() <= most):  # NaN is neither
+        raise ValueError(f"its grey goes from {values.min():g} to {values.max():g}, not from 0 to {most:g}")
+    grey = np.round(values * 255) if image.mode == "F" else values >> 8
+    grey[values == image.info.get("transparency", -1)] = 255
+    return Image.fromarray(grey.astype(np.uint8))
 
 
 def squash(image: Image.Image, size: int) -> np.ndarray:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data_pipeline import images as pixels
-from data_pipeline.documents import DataError, RecordError
+from data_pipeline.documents import DataError, RecordError, RowError
 from data_pipeline.index import load_index
 from data_pipeline.plan import Plan, load_plan
 from data_pipeline.rows import Piece, assemble
@@ -46,11 +46,12 @@ class Mixture:
       images: N, places in a microbatch's image buffer: the sum of its rows' `images_per_row`, raised to a multiple of
         `data_shards` and at least one.
       row_source: int32[B], the source of each row; the sources are spread evenly over the rows.
-      skipped: records that could not be read when the sources were indexed, by "source/kind".
+      skipped: records that could not be read when the sources were indexed, or that their rows cannot hold, by
+        "source/kind".
 
     Raises:
       DataError: a source with a positive share would get no row, or `batch_rows` does not divide.
-      DataError: more than `data.max_skipped` records could not be read.
+      DataError: more than `data.max_skipped` records were skipped.
     """
 
     def __init__(self, config: Any, tokenizer: Tokenizer, split: str, cache: str | Path, data_shards: int = 1):
@@ -70,12 +71,16 @@ class Mixture:
             member = data.sources[name]
             source = make_source(member, split)
             index = load_index(source, tokenizer, self._image_tokens, cache, f"{name}-{split}")
-            if index.skipped:
-                self.skipped.update({f"{name}/{kind}": n for kind, n in index.skipped.items()})
-                log.warning("%s: %s records cannot be read, the last: %s", name, index.skipped, index.last_skipped)
-            if self.skipped.total() > data.max_skipped:
-                raise DataError(too_many_skipped(self.skipped, data.max_skipped, index.last_skipped))
             plan = load_plan(index, data.seq_len, member.images_per_row, cache)
+            skipped, last = dict(index.skipped), index.last_skipped
+            if len(plan.skipped):
+                error = RowError(source[int(plan.skipped[-1])].where, plan.why)
+                skipped[error.kind], last = len(plan.skipped), str(error)
+            if skipped:
+                self.skipped.update({f"{name}/{kind}": n for kind, n in skipped.items()})
+                log.warning("%s: %s records cannot be read, the last: %s", name, skipped, last)
+            if self.skipped.total() > data.max_skipped:
+                raise DataError(too_many_skipped(self.skipped, data.max_skipped, last))
             if not len(plan):
                 raise DataError(f"data.sources.{name}: no document in split {split!r}")
             self._members.append(_Member(source, plan, count, member.images_per_row, dict(member.get("augment", {}))))
@@ -90,6 +95,7 @@ class Mixture:
         """Changes when a step's batch would: with the sources, the tokenizer, the packing or the shares."""
         parts = [self.tokenizer.fingerprint, self._seed, self._isolate, self.microbatches]
         parts += [(m.source.fingerprint, m.rows, m.images_per_row, sorted(m.augment.items())) for m in self._members]
+        parts += [m.plan.skipped.tolist() for m in self._members if len(m.plan.skipped)]
         return hashlib.sha256(repr((parts, self._seq_len, self._image_tokens, self._size)).encode()).hexdigest()[:16]
 
     def summary(self) -> list[str]:

@@ -5,11 +5,13 @@ import dataclasses
 
 import numpy as np
 
-from data_pipeline.documents import DataError
+from data_pipeline.documents import RowError
 
 OPEN_ROWS = 64
 WAITING_ROWS = 4
 SHORTEST_PIECE = 1 / 16
+# OBELICS (arXiv 2306.16527) has pages of at most 2,000 words: all of them fit from rows of 256 tokens on.
+ROWS_AN_IMAGE = 16
 
 
 @dataclasses.dataclass
@@ -35,7 +37,9 @@ class Packer:
       with those others that together come nearest to filling it (a knapsack, solved exactly).
     - Text runs on over rows, cut after a sentence: of up to `OPEN_ROWS` rows that have room, it goes on in the one that
       it fills best. So that documents are not cut into crumbs, a piece has at least `SHORTEST_PIECE` of a row.
-    - So does a document with images that no row could hold; it is never cut inside an image.
+    - So does a document with images that no row could hold; it is never cut inside an image. It may have at most
+      `ROWS_AN_IMAGE` rows' worth of tokens for each image: beyond that it is text that an image hardly belongs to, such
+      as a caption of a megabyte.
     """
 
     def __init__(self, seq_len: int, images_per_row: int):
@@ -53,9 +57,12 @@ class Packer:
           cuts, images: its legal cuts, and the number of its images before each, as in `index.Index`.
 
         Raises:
-          DataError: no row could hold one of its images.
+          RowError: no row could hold one of its images, or it is too long for their number. Nothing was taken.
         """
         length, count = int(cuts[-1]), int(images[-1])
+        if count and length > ROWS_AN_IMAGE * self._seq_len * count:
+            rows = f"{ROWS_AN_IMAGE} rows of {self._seq_len} tokens for each image"
+            raise RowError("", f"it has {length:,} tokens and {count} image(s); the limit is {rows}")
         if count and length + 2 <= self._seq_len and count <= self._images_per_row:
             self._waiting.append((document, length + 2, count))
             self._waiting_cost += length + 2
@@ -132,9 +139,10 @@ class Packer:
         longest = self._seq_len - 2
         lengths, own_images = np.diff(cuts, prepend=0), np.diff(images, prepend=0)
         if own_images.any() and (self._images_per_row == 0 or lengths[own_images > 0].max() > longest):
-            raise DataError(
+            raise RowError(
+                "",
                 f"a row cannot hold an image: with <s> and </s> it takes {lengths[own_images > 0].max() + 2} tokens, "
-                f"data.seq_len is {self._seq_len}; images_per_row is {self._images_per_row}"
+                f"data.seq_len is {self._seq_len}; images_per_row is {self._images_per_row}",
             )
         if lengths.max() <= longest:
             return cuts, images

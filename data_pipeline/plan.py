@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from data_pipeline.documents import RowError
 from data_pipeline.index import Index, stored
-from data_pipeline.packing import Packer
+from data_pipeline.packing import ROWS_AN_IMAGE, Packer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,12 +23,16 @@ class Plan:
       pieces: int64[pieces, 3]: document, start, stop; token offsets in the document's body.
       fill: share of text positions that hold a token, <s> and </s> included.
       image_fill: share of the rows' image places used; 1 for a source without any.
+      skipped: int64[], the documents that the rows cannot hold.
+      why: of the last of them.
     """
 
     first: np.ndarray
     pieces: np.ndarray
     fill: float
     image_fill: float
+    skipped: np.ndarray
+    why: str
 
     def __len__(self) -> int:
         return len(self.first) - 1
@@ -39,26 +44,33 @@ class Plan:
 def load_plan(index: Index, seq_len: int, images_per_row: int, cache: Path) -> Plan:
     """The row plan of an index, from `cache` if it is there."""
     arrays, facts = stored(
-        cache / f"plan-{index.key}-{seq_len}-{images_per_row}", lambda: _build(index, seq_len, images_per_row)
+        cache / f"plan-{index.key}-{seq_len}-{images_per_row}-{ROWS_AN_IMAGE}",
+        lambda: _build(index, seq_len, images_per_row),
     )
-    return Plan(arrays["first"], arrays["pieces"], facts["fill"], facts["image_fill"])
+    return Plan(**arrays, **facts)
 
 
 def _build(index: Index, seq_len: int, images_per_row: int) -> tuple[dict, dict]:
-    packer = Packer(seq_len, images_per_row)
+    packer, skipped, why = Packer(seq_len, images_per_row), [], ""
     # Shuffled once for all, so that neighbours in a file (the pages of one site) do not share rows in every epoch.
     for document in np.random.Generator(np.random.Philox(key=0)).permutation(len(index)):
         cuts, images = index.document(document)
-        if len(cuts):
-            packer.add(int(document), cuts, images)
+        try:
+            if len(cuts):
+                packer.add(int(document), cuts, images)
+        except RowError as error:
+            skipped.append(document)
+            why = error.why
     rows = packer.finish()
     arrays = {
         "first": np.cumsum([0] + [len(row.pieces) for row in rows], dtype=np.int64),
         "pieces": np.array([piece for row in rows for piece in row.pieces], np.int64).reshape(-1, 3),
+        "skipped": np.array(skipped, np.int64),
     }
     empty, places = sum(row.room for row in rows), images_per_row * len(rows)
     facts = {
         "fill": 1 - empty / max(1, seq_len * len(rows)),
         "image_fill": 1 - sum(row.image_room for row in rows) / places if places else 1.0,
+        "why": why,
     }
     return arrays, facts

@@ -2,16 +2,23 @@
 
 import difflib
 import hashlib
+import logging
 import string
 import struct
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from google.protobuf.message import DecodeError
 
 from data_pipeline.documents import DataError, Document, RecordError
 from data_pipeline.tensorflow_alone import tensorflow
+
+log = logging.getLogger(__name__)
+# Seconds between attempts when the file system gives an error.
+WAITS = (0.1, 1.0, 10.0)
 
 
 class TfdsSource:
@@ -81,7 +88,9 @@ class TfdsSource:
             segments = self._sequence(example) if self._interleaved else self._filled_template(example)
         except RecordError as error:
             raise RecordError(where, error.why) from error
-        except Exception as error:  # protobuf's DecodeError, UnicodeDecodeError, IndexError for an absent feature, ...
+        # No protobuf, no UTF-8, an absent feature, a damaged chunk. Of a file system's error, or a mistake in the code,
+        # the record is innocent.
+        except (DecodeError, ValueError, LookupError, RuntimeError, struct.error) as error:
             raise RecordError(where, f"cannot be read ({type(error).__name__}: {error})") from error
         return Document(tuple(segments), where)
 
@@ -92,6 +101,8 @@ class TfdsSource:
             if name is None:
                 continue
             value = self._values(example, name)[0]
+            if value == b"":
+                raise RecordError("", f"its {name} is empty")
             if isinstance(value, bytes):
                 segments += [value, ""]
             else:
@@ -130,6 +141,7 @@ class _Records:
         if file_format not in ("tfrecord", "array_record"):
             raise DataError(f"file format {file_format} has no random access; prepare the dataset as array_record")
         self._gfile, self._lock = tf.io.gfile.GFile, threading.Lock()
+        self._file_errors = (OSError, tf.errors.OpError)
         self._instructions, self._offsets = instructions, {}
         self._first = np.cumsum([0] + [file.take for file in instructions])
         self._array_record = None
@@ -145,6 +157,15 @@ class _Records:
         if self._array_record is not None:
             with self._lock:
                 return self._array_record[i]
+        for wait in WAITS:
+            try:
+                return self._read(i)
+            except self._file_errors as error:  # nothing may hang on a moment of a network's disk
+                log.warning("record %d: %s; once more in %g s", i, error, wait)
+                time.sleep(wait)
+        return self._read(i)
+
+    def _read(self, i: int) -> bytes:
         shard = int(np.searchsorted(self._first, i, "right")) - 1
         file = self._instructions[shard]
         start, stop = self._shard_offsets(file.filename)[file.skip + i - int(self._first[shard]) :][:2]

@@ -181,6 +181,8 @@ class Tokenizer:
 
     def _sentences(self, line: str) -> list[list[int]]:
         """Ids of each sentence of a line; a sentence of which the normaliser leaves nothing is dropped."""
+        if not line.strip(" \t\r"):  # a text may have a million such lines, and SentencePiece takes its time for each
+            return []
         ends = [match.end() for match in SENTENCE_END.finditer(line)]
         sentences = [line[a:b] for a, b in zip([0, *ends], [*ends, len(line)], strict=True)]
         encoded = map(self._pieces.encode, sentences)  # one by one: SentencePiece's own batches cost 20 times as much

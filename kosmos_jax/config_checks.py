@@ -38,6 +38,8 @@ SOURCE_KEYS = ("kind", "share", "images_per_row", "augment.crop_scale", "augment
 SOURCE_KEYS += ("name", "data_dir", "splits", "template", "interleaved")
 # <s>, <pad>, </s>, <unk> take the place of SentencePiece's three; then come six tags: seven more ids than pieces.
 SPECIAL_IDS, KOSMOS2_IDS = 7, 6 + 1024
+# Positions for which xPos was measured: twice model.positions.CENTRE. Its scale leaves float32's range further on.
+XPOS_POSITIONS = 32_768
 
 
 class ConfigError(UserError, ValueError):
@@ -166,16 +168,21 @@ def _heads_problems(section: str, heads: int, width: int, even: bool = False) ->
         yield f"{section}.heads is {heads}, so a head is {width // heads} wide; xPos needs an even number{hint}"
 
 
+def most_positions(text) -> int:
+    """The tokens that a row or a prompt with its continuation may have, by `config.model.text`."""
+    limits = {"xpos": XPOS_POSITIONS, "sinusoidal": text.max_positions}
+    return limits.get(text.positions) or min(limits.values())
+
+
 def _text_problems(text, seq_len: int) -> Iterator[str]:
     yield from _heads_problems("model.text", text.heads, text.width, even=text.positions != "sinusoidal")
-    if text.positions != "xpos":
-        if text.width % 2:
-            yield f"model.text.width is {text.width}; sinusoidal positions need an even width"
-        if seq_len > text.max_positions:
-            yield (
-                f"data.seq_len is {seq_len} and model.text.max_positions {text.max_positions}; with "
-                f"{text.positions!r} positions a row cannot be longer than that"
-            )
+    if text.positions != "xpos" and text.width % 2:
+        yield f"model.text.width is {text.width}; sinusoidal positions need an even width"
+    if seq_len > most_positions(text):
+        yield (
+            f"data.seq_len is {seq_len}; with model.text.positions={text.positions!r} and "
+            f"max_positions={text.max_positions} a row has at most {most_positions(text)} tokens"
+        )
 
 
 def _image_problems(model) -> Iterator[str]:

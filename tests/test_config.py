@@ -114,8 +114,9 @@ def test_a_wrong_override_names_the_key_and_what_would_be_right(override, messag
         (["model.dtype=int8"], "model.dtype is 'int8'; it is one of 'auto', 'float32', 'bfloat16'"),
         (
             ["model.text.positions=both", "model.text.max_positions=128"],
-            "data.seq_len is 2048 and model.text.max_positions 128",
+            "data.seq_len is 2048; with model.text.positions='both' and max_positions=128 a row has at most 128 tokens",
         ),
+        (["data.seq_len=32769"], "model.text.positions='xpos' and max_positions=2048 a row has at most 32768 tokens"),
         (["model.text.dropout=1"], "model.text.dropout is 1.0; it must be at least 0 and below 1"),
         (["model.vision.image_size=220"], "not a multiple of patch_size 14; try 210 or 224"),
         (["model.vision.heads=5"], "model.vision.heads is 5, which does not divide width 1024; try 4 or 8"),

@@ -22,7 +22,8 @@ class Rules(NamedTuple):
       allowed_V: bool[V], tokens that may be generated at all.
       eos, pad: int32[], the token that ends a row, and what fills it after that.
       temperature, top_k, top_p: see `sampling.sample`.
-      seed: int32[], and places_B: int32[B], the number of each row's prompt: what is drawn follows from the two.
+      seed: uint32[2], the high and the low half of an int64, and places_B: int32[B], the number of each row's prompt:
+        what is sampled follows from the two.
     """
 
     allowed_V: jax.Array
@@ -31,7 +32,7 @@ class Rules(NamedTuple):
     temperature: float
     top_k: int
     top_p: float
-    seed: int
+    seed: jax.Array
     places_B: jax.Array
 
 
@@ -129,7 +130,9 @@ def choose(logits_BV, rules: Rules, step, greedy: bool):
     logits_BV = jnp.where(rules.allowed_V, logits_BV, -jnp.inf)
     if greedy:
         return likeliest(logits_BV)
-    step_key = jax.random.fold_in(jax.random.key(rules.seed), step)
+    # As jax.random.key has it for an int64, which JAX holds only when all its integers are as wide.
+    key = jax.random.wrap_key_data(rules.seed, impl="threefry2x32")
+    step_key = jax.random.fold_in(key, step)
     keys_B = jax.vmap(jax.random.fold_in, (None, 0))(step_key, rules.places_B)
     return sample(logits_BV, keys_B, rules.temperature, rules.top_k, rules.top_p)
 

@@ -1,7 +1,9 @@
 """Generation as users see it: prompts of text and images in, text out."""
 
+import math
 from collections.abc import Sequence
 from functools import partial
+from numbers import Integral, Real
 from typing import NamedTuple
 
 import jax
@@ -9,9 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from data_pipeline.documents import Document
+from kosmos_jax.config_checks import most_positions
 from kosmos_jax.errors import UserError
 from kosmos_jax.inference import beam, decoding
-from kosmos_jax.inference.prompts import Encoded, Prompt, bucket, collate, encode_prompt
+from kosmos_jax.inference.prompts import Encoded, Part, Prompt, bucket, collate, encode_prompt
 from kosmos_jax.model import abstract_model, with_parameters
 
 # Tokens between two looks at the text, when there are stop strings.
@@ -76,8 +80,9 @@ class Generator:
         """The text that follows a prompt, or each of several.
 
         Args:
-          prompts: a prompt is a str, or a list of texts and images of which at least one is an image; any other list is
-            a list of prompts. An image is a PIL image, uint8[H, W, 3], the bytes of an image file, or its Path.
+          prompts: a prompt is a str, an image, or a list of texts and images of which at least one is an image; any
+            other list is a list of prompts. An image is a PIL image, uint8[H, W] or uint8[H, W, 3], the bytes of an
+            image file, or its Path.
           **options: see `complete`.
 
         Returns:
@@ -110,17 +115,21 @@ class Generator:
           beams: width of the beam search; 1 is none.
           length_penalty: of the beam search, see beam.py.
           stop: texts before which to end. They may begin and end inside of tokens. A beam search is cut afterwards.
-          seed: of drawn tokens: (seed, place in `prompts`) decides, whatever stands in the other prompts.
+          seed: of sampled tokens, an int64: (seed, place in `prompts`) decides, whatever stands in the other prompts.
 
         Raises:
           UserError: an option or a prompt that cannot be.
         """
-        _check_options(max_new_tokens, temperature, top_k, top_p, beams)
-        stop = tuple(filter(None, [stop] if isinstance(stop, str) else stop))
+        _check_options(max_new_tokens, temperature, top_k, top_p, beams, length_penalty, seed)
+        stop = tuple(filter(None, [stop] if isinstance(stop, str) else stop or ()))
+        if not all(isinstance(text, str) for text in stop):
+            raise UserError(f"stop is {stop!r}; it must be a text or several")
         encoded = self._encode(prompts)
         for row in encoded:
             self._check_length(len(row.tokens) + max_new_tokens)
-        numbers = (np.float32(temperature), np.int32(top_k), np.float32(top_p), np.int32(seed))
+        halves = np.array(divmod(int(seed) % 2**64, 2**32), np.uint32)
+        most = self.config.text.vocab_size
+        numbers = (np.float32(temperature), np.int32(min(top_k, most)), np.float32(top_p), halves)
         limit, room, greedy = np.int32(max_new_tokens), bucket(max_new_tokens), temperature == 0
 
         def complete_group(group, places):
@@ -172,11 +181,16 @@ class Generator:
 
         Returns:
           For each (sum of log-probabilities, number of tokens).
+
+        Raises:
+          UserError: a prompt that cannot be, a token that is no id of the model, or too many of them.
         """
-        encode = self.tokenizer.encode
+        encoded = self._encode(prompts)
+        if len(encoded) != len(continuations):
+            raise UserError(f"{len(encoded)} prompts and {len(continuations)} continuations; give one for each")
         followed = []
-        for prompt, continuation in zip(self._encode(prompts), continuations, strict=True):
-            ids = encode(continuation) if isinstance(continuation, str) else list(continuation)
+        for i, (prompt, continuation) in enumerate(zip(encoded, continuations, strict=True)):
+            ids = self._ids(continuation, f"continuation {i}")
             followed.append((prompt.followed_by(ids), len(ids)))
             self._check_length(len(prompt.tokens) + len(ids))
 
@@ -192,7 +206,22 @@ class Generator:
         return self._in_groups(score_group, [row for row, _ in followed])
 
     def _encode(self, prompts) -> list[Encoded]:
-        return [p if isinstance(p, Encoded) else encode_prompt(p, self.tokenizer, self.config) for p in prompts]
+        if isinstance(prompts, Part):
+            raise UserError(f"prompts is one {type(prompts).__name__}; give a list of prompts, or take generate")
+        encoded = [p if isinstance(p, Encoded) else encode_prompt(p, self.tokenizer, self.config) for p in prompts]
+        for i, prompt in enumerate(encoded):
+            self._ids(prompt.tokens, f"prompt {i}")
+        return encoded
+
+    def _ids(self, text: str | Sequence[int], where: str) -> np.ndarray:
+        """int32[n]: the ids of a text, or given ones if the model has them; the embedding of others would be NaN."""
+        if isinstance(text, str):
+            return self.tokenizer.encode_document(Document((text,), where).segments, 0).tokens
+        size = self.config.text.vocab_size
+        for place, token in enumerate(ids := list(text)):
+            if not isinstance(token, Integral) or not 0 <= token < size:
+                raise UserError(f"{where}: its token {place} is {token}; this model has the ids 0 to {size - 1}")
+        return np.array(ids, np.int32)
 
     def _in_groups(self, function, encoded: list[Encoded]) -> list:
         """function(rows, their places) in groups of prompts of similar length; results in the order of the prompts."""
@@ -211,26 +240,29 @@ class Generator:
         return batch, batch.segments_BT.sum(axis=1, dtype=np.int32)
 
     def _check_length(self, tokens: int):
-        text = self.config.text
-        if text.positions != "xpos" and tokens > text.max_positions:
+        most = most_positions(self.config.text)
+        if tokens > most:
             raise UserError(
-                f"prompt and new tokens make {tokens}, and this model has {text.max_positions} positions; shorten the "
-                "prompt or lower max_new_tokens"
+                f"prompt and new tokens make {tokens}, and this model has {most} positions; shorten the prompt or "
+                "lower max_new_tokens"
             )
 
 
 def _is_one_prompt(prompts) -> bool:
-    return isinstance(prompts, str) or any(not isinstance(part, str | list | tuple) for part in prompts)
+    return not isinstance(prompts, list | tuple) or any(not isinstance(part, str | list | tuple) for part in prompts)
 
 
-def _check_options(max_new_tokens, temperature, top_k, top_p, beams):
-    for name, good, wanted in (
-        ("max_new_tokens", max_new_tokens >= 1, "at least 1"),
-        ("temperature", temperature >= 0, "0 (the likeliest token) or more"),
-        ("top_k", top_k >= 0, "0 (no limit) or more"),
-        ("top_p", 0 < top_p <= 1, "above 0 and at most 1 (no limit)"),
-        ("beams", beams >= 1, "at least 1"),
-        ("beams", beams == 1 or temperature == 0, "1 when tokens are drawn (temperature above 0)"),
+def _check_options(max_new_tokens, temperature, top_k, top_p, beams, length_penalty, seed):
+    int32, float32 = np.iinfo(np.int32).max, float(np.finfo(np.float32).max)
+    for name, value, kind, least, most, wanted in (
+        ("max_new_tokens", max_new_tokens, Integral, 1, int32, "a whole number, at least 1"),
+        ("temperature", temperature, Real, 0, float32, "0 (the most likely token) or more, and finite"),
+        ("top_k", top_k, Integral, 0, math.inf, "a whole number: 0 (no limit) or more"),
+        ("top_p", top_p, Real, math.ulp(0), 1, "above 0 and at most 1 (no limit)"),
+        ("beams", beams, Integral, 1, int32, "a whole number, at least 1"),
+        ("beams", beams, Integral, 1, 1 if temperature else int32, "1 when tokens are sampled (temperature above 0)"),
+        ("length_penalty", length_penalty, Real, -float32, float32, "finite"),
+        ("seed", seed, Integral, -(2**63), 2**63 - 1, "an int64"),
     ):
-        if not good:
-            raise UserError(f"{name} must be {wanted}")
+        if not (isinstance(value, kind) and least <= value <= most):
+            raise UserError(f"{name} is {value!r}; it must be {wanted}")

@@ -8,15 +8,15 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from data_pipeline.documents import ImageError
-from data_pipeline.images import decode, squash
+from data_pipeline.documents import Document
+from data_pipeline.images import as_rgb, decode, squash
 from kosmos_jax.errors import UserError
 
 IMAGE_TAG = re.compile(r"<image:([^>]*)>")
 
 # An image is a PIL image, uint8[H, W] or uint8[H, W, 3], the bytes of an image file, or its Path; a str is always text.
 Part = str | bytes | Path | Image.Image | np.ndarray
-Prompt = str | Sequence[Part]
+Prompt = Part | Sequence[Part]
 
 
 def parse_prompt(text: str) -> list[str | Image.Image]:
@@ -30,30 +30,28 @@ def parse_prompt(text: str) -> list[str | Image.Image]:
 
 
 def open_image(image: Part) -> Image.Image:
-    """Any of the forms of an image as RGB.
+    """Any of the forms of an image as RGB, by the rules of training's images (`images.as_rgb`).
 
     Raises:
-      UserError: it is none of those forms, its file is missing, or PIL cannot read it.
+      UserError: it is none of those forms, its file cannot be opened, or `images.as_rgb` refuses it.
     """
-    if isinstance(image, Image.Image):
-        return image.convert("RGB")
     if isinstance(image, Path):
-        if not image.is_file():
-            raise UserError(f"the prompt's image {image}: no such file")
-        return _decoded(image.read_bytes(), f"the prompt's image {image}")
+        where = f"the prompt's image {image}"
+        try:
+            return decode(image.read_bytes(), where)
+        except OSError as error:
+            raise UserError(f"{where}: {error.strerror.lower()}") from error
     if isinstance(image, bytes):
-        return _decoded(image, "an image in the prompt")
+        return decode(image, "an image in the prompt")
     if isinstance(image, np.ndarray) and image.dtype == np.uint8 and (image.ndim == 2 or image.shape[2:] == (3,)):
-        return Image.fromarray(image).convert("RGB")
+        image = Image.fromarray(image)
+    if isinstance(image, Image.Image):
+        return as_rgb(image, "an image in the prompt")
     form = f"{image.dtype}{list(image.shape)}" if isinstance(image, np.ndarray) else type(image).__name__
-    raise UserError(f"a prompt is made of text and images (PIL, uint8[H, W, 3], a file's bytes or Path), not of {form}")
-
-
-def _decoded(encoded: bytes, where: str) -> Image.Image:
-    try:
-        return decode(encoded, where)
-    except ImageError as error:
-        raise UserError(str(error)) from error
+    raise UserError(
+        "a prompt is made of text and images (PIL, uint8[H, W], uint8[H, W, 3], a file's bytes or Path), not of "
+        f"{form}; PIL turns most other forms into these"
+    )
 
 
 class Encoded(NamedTuple):
@@ -81,17 +79,18 @@ def encode_prompt(prompt: Prompt, tokenizer, config) -> Encoded:
     """A prompt in the tokens of training documents, images squashed to the model's size.
 
     Args:
-      prompt: text, or a sequence of text and images.
+      prompt: text, an image, or a list of text and images.
       tokenizer: data_pipeline.tokenizer.Tokenizer.
       config: config.model.
 
     Raises:
-      UserError: see `open_image`.
+      UserError: see `open_image`; or a text is no Unicode.
     """
-    parts = [prompt] if isinstance(prompt, str) else list(prompt)
+    parts = list(prompt) if isinstance(prompt, list | tuple) else [prompt]
     images = [squash(open_image(part), config.vision.image_size) for part in parts if not isinstance(part, str)]
     # The tokenizer only counts images: where one stands is enough.
-    body = tokenizer.encode_document([p if isinstance(p, str) else b"" for p in parts], config.connector.tokens)
+    document = Document(tuple(part if isinstance(part, str) else b"" for part in parts), "the prompt")
+    body = tokenizer.encode_document(document.segments, config.connector.tokens)
     slots = np.full(len(body.tokens) + 1, -1, np.int32)
     for m, start in enumerate(body.image_starts):
         slots[start + 1 :][: config.connector.tokens] = m * config.connector.tokens + np.arange(config.connector.tokens)

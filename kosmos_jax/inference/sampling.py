@@ -3,6 +3,9 @@
 import jax
 import jax.numpy as jnp
 
+# Devices round what is smaller to zero.
+TINY = jnp.finfo(jnp.float32).tiny
+
 
 def likeliest(logits_BV):
     """float32[B, V] -> int32[B]: greedy decoding."""
@@ -29,7 +32,7 @@ def truncate(logits_BV, top_k, top_p):
     probabilities_BV = jax.nn.softmax(sorted_BV, axis=-1)
     before_BV = jnp.cumsum(probabilities_BV, axis=-1) - probabilities_BV
     # Without a limit, rounding of the sum must not cost the last tokens their place.
-    kept_BV = ((before_BV < top_p) | (top_p >= 1.0)) & (sorted_BV > -jnp.inf)
+    kept_BV = ((before_BV < jnp.maximum(top_p, TINY)) | (top_p >= 1.0)) & (sorted_BV > -jnp.inf)
     least_B1 = jnp.min(jnp.where(kept_BV, sorted_BV, jnp.inf), axis=-1, keepdims=True)
     return jnp.where(logits_BV >= least_B1, logits_BV, -jnp.inf)
 
@@ -40,11 +43,13 @@ def sample(logits_BV, keys_B, temperature, top_k=0, top_p=1.0):
     Args:
       logits_BV: float32[B, V]; -inf for what must not come.
       keys_B: random keys [B], one a row, so that a row's draw does not depend on the batch around it.
-      temperature: float32[] > 0.
+      temperature: float32[] >= 0; towards 0 the most likely token, one at random where several are equal.
       top_k, top_p: see `truncate`.
 
     Returns:
       int32[B].
     """
-    truncated_BV = truncate(logits_BV / temperature, top_k, top_p)
+    # Zero for the greatest before the division: however small the temperature, nothing becomes inf or NaN.
+    below_BV = logits_BV - jnp.max(logits_BV, axis=-1, keepdims=True)
+    truncated_BV = truncate(below_BV / jnp.maximum(temperature, TINY), top_k, top_p)
     return jax.vmap(jax.random.categorical)(keys_B, truncated_BV).astype(jnp.int32)

@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 
@@ -29,6 +30,41 @@ def test_a_record_that_cannot_be_read_has_no_cuts_and_is_counted(tokenizer, tmp_
     plan = load_plan(index, 32, 2, tmp_path)
     planned = {document for r in range(len(plan)) for document, _, _ in plan.row(r)}
     assert planned == {0, 1, 3}
+
+
+@pytest.mark.parametrize(
+    "document, why",
+    [
+        (("half of a pair: \ud800",), r"list\[1\]: text 0 is no Unicode: .* position 16"),
+        ((b"A", None), r"list\[1\]: part 1 is neither text nor bytes but NoneType"),
+        ((b"A", np.zeros(3)), r"list\[1\]: part 1 is neither text nor bytes but ndarray"),
+    ],
+)
+def test_what_no_tokenizer_can_read_is_a_bad_record_and_ends_nothing(tokenizer, tmp_path, document, why):
+    index = load_index(ListSource([("One.",), document, ("Two.",)]), tokenizer, 2, tmp_path, "pages")
+    assert index.skipped == {"record": 1}
+    assert re.match(why, index.last_skipped)
+    assert [len(index.document(i)[0]) for i in range(3)] == [1, 0, 1]
+
+
+def test_a_mistake_in_the_code_of_a_source_is_not_taken_for_a_bad_record(tokenizer, tmp_path):
+    class Mistaken(ListSource):
+        def __getitem__(self, i):
+            return self.no_such_method(i)
+
+    with pytest.raises(AttributeError, match="no_such_method"):
+        load_index(Mistaken([("One.",)]), tokenizer, 2, tmp_path, "pages")
+
+
+def test_documents_that_the_rows_cannot_hold_are_in_the_plan_s_list_and_in_no_row(tokenizer, tmp_path):
+    documents = [(b"A", "seven. " * 9000), ("seven. " * 9000,), (b"A", "seven."), ()]
+    index = load_index(ListSource(documents), tokenizer, 2, tmp_path, "pages")
+    plans = [load_plan(index, 32, 1, tmp_path) for _ in range(2)]
+    for plan in plans:
+        assert plan.skipped.tolist() == [0] and "16 rows of 32 tokens for each image" in plan.why
+        assert {document for r in range(len(plan)) for document, _, _ in plan.row(r)} == {1, 2}
+    without_images = load_plan(index, 32, 0, tmp_path)
+    assert sorted(without_images.skipped.tolist()) == [0, 2]
 
 
 def test_index_and_plan_are_made_once_and_memory_mapped(tokenizer, tmp_path):

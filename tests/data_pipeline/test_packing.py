@@ -3,13 +3,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.packing import Packer
+from data_pipeline.documents import RowError
+from data_pipeline.packing import ROWS_AN_IMAGE, Packer
 
 SEQ_LEN, IMAGES_PER_ROW, IMAGE = 32, 3, 6
 
-# A document is a list of units: the length of a sentence, or None for an image.
+# A document is a list of units: the length of a sentence, or None for an image. None is too long for its images.
 documents = st.lists(
-    st.lists(st.one_of(st.none(), st.integers(1, 70)), min_size=1, max_size=12), min_size=1, max_size=25
+    st.lists(st.one_of(st.none(), st.integers(1, 45)), min_size=1, max_size=12), min_size=1, max_size=25
 )
 
 
@@ -78,7 +79,18 @@ def test_waiting_documents_fill_rows_exactly_where_they_can():
 
 
 def test_an_image_that_no_row_can_hold_is_an_error_with_the_numbers():
-    with pytest.raises(ValueError, match="it takes 8 tokens, data.seq_len is 7"):
+    with pytest.raises(RowError, match="it takes 8 tokens, data.seq_len is 7"):
         pack([[None, 3]], seq_len=7)
-    with pytest.raises(ValueError, match="images_per_row is 0"):
+    with pytest.raises(RowError, match="images_per_row is 0"):
         pack([[None, 3]], images_per_row=0)
+
+
+def test_a_document_may_have_sixteen_rows_of_tokens_for_each_image_and_text_any_number():
+    fits = ROWS_AN_IMAGE * SEQ_LEN - IMAGE
+    assert len(pack([[None, fits]])) > ROWS_AN_IMAGE
+    assert len(pack([[None, fits + 1, None, fits - 1]])) > 2 * ROWS_AN_IMAGE
+    assert len(pack([[100 * fits]])) > 100 * ROWS_AN_IMAGE
+    packer = Packer(SEQ_LEN, IMAGES_PER_ROW)
+    with pytest.raises(RowError, match="518 tokens and 1 image.s.; the limit is 16 rows of 32 tokens for each image"):
+        packer.add(0, *lengths([None, fits + 6]))
+    assert packer.finish() == []

@@ -4,7 +4,7 @@ import sys
 import numpy as np
 import pytest
 
-from data_pipeline import builtin
+from data_pipeline import builtin, packing, plan
 from data_pipeline import mixture as mixture_module
 from data_pipeline.documents import DataError
 from data_pipeline.mixture import Mixture
@@ -94,6 +94,43 @@ def test_a_corrupt_record_is_skipped_and_counted_when_indexing(captions_with, ca
     assert len(tokens) == 3
     with pytest.raises(DataError, match=r"1 records cannot be read \(captions/record: 1\), data.max_skipped is 0"):
         captions_with("the disk ate it", data__max_skipped=0)
+
+
+@pytest.mark.parametrize(
+    "document, kind, why",
+    [
+        ((GOOD, "half of a pair: \ud800"), "record", "text 1 is no Unicode"),
+        ((GOOD, None), "record", "part 1 is neither text nor bytes"),
+        ((GOOD, "seven. " * 9000), "row", "the limit is 16 rows of 256 tokens for each image"),
+    ],
+)
+def test_every_bad_record_is_skipped_counted_and_named(captions_with, caplog, document, kind, why):
+    mixture = captions_with(document)
+    assert mixture.skipped == {f"captions/{kind}": 1}
+    assert "list[0]: " in caplog.text and why in caplog.text
+    with pytest.raises(DataError, match=rf"1 records cannot be read \(captions/{kind}: 1\), .* is 0.*list\[0\].*{why}"):
+        captions_with(document, data__max_skipped=0)
+
+
+def test_images_in_a_source_without_places_for_them_are_skipped_and_named(captions_with, caplog):
+    texts = [("The digit is one.",)] * 3
+    settings = dict(data__sources__captions__images_per_row=0, data__max_skipped=40)
+    mixture = captions_with(*texts, **settings)
+    assert mixture.skipped == {"captions/row": 40}
+    assert "a row cannot hold an image" in caplog.text and "images_per_row is 0" in caplog.text
+    assert not mixture.batch(0)[0]["images"].any()
+    with pytest.raises(DataError, match=r"captions/row: 40\), data.max_skipped is 39.*list\[\d+\]: a row cannot hold"):
+        captions_with(*texts, **settings | dict(data__max_skipped=39))
+
+
+def test_what_is_left_out_of_the_rows_counts_in_the_fingerprint(captions_with, monkeypatch):
+    long = (GOOD, "seven. " * 300)
+    kept = captions_with(long)
+    for module in packing, plan:
+        monkeypatch.setattr(module, "ROWS_AN_IMAGE", 1)
+    left_out = captions_with(long)
+    assert (kept.skipped, left_out.skipped) == ({}, {"captions/row": 1})
+    assert kept.fingerprint != left_out.fingerprint
 
 
 def test_an_error_in_the_data_reaches_the_reader_as_itself(captions_with, monkeypatch):

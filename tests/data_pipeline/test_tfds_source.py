@@ -6,6 +6,7 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
+from data_pipeline import tfds_source
 from data_pipeline.documents import RecordError
 from data_pipeline.sources import make_source
 
@@ -124,3 +125,40 @@ def test_a_record_that_does_not_parse_is_named(data_dir):
     source._records = [b"\x0a\xff\xff\xff garbage"]
     with pytest.raises(RecordError, match=r"tiny_pets/1.0.0:train\[0\]: cannot be read"):
         source[0]
+
+
+def test_a_record_with_an_empty_image_is_no_caption(data_dir):
+    source = pets(data_dir, template="{image}a {label}")("train")
+    values = source._values
+    source._values = lambda example, name: [b""] if name == "image" else values(example, name)
+    with pytest.raises(RecordError, match=r"train\[2\]: its image is empty"):
+        source[2]
+
+
+@pytest.mark.parametrize("error", [OSError("no route to the disk"), AttributeError("a mistake in the code")])
+def test_of_a_missing_file_and_of_a_mistake_the_record_is_innocent(data_dir, error):
+    class Unreadable:
+        def __getitem__(self, i):
+            raise error
+
+    source = pets(data_dir, template="{label}")("train")
+    source._records = Unreadable()
+    with pytest.raises(type(error), match=str(error)):
+        source[0]
+
+
+def test_a_passing_error_of_the_file_system_costs_no_record(data_dir, monkeypatch):
+    source = pets(data_dir, template="{legs}")("train")
+    if source._records._array_record is not None:
+        pytest.skip("array_record opens its files itself")
+    opened, attempts = source._records._gfile, []
+
+    def now_and_then(*args):
+        attempts.append(args)
+        if len(attempts) % 2:
+            raise OSError("stale file handle")
+        return opened(*args)
+
+    monkeypatch.setattr(tfds_source, "WAITS", (0, 0, 0))
+    source._records._gfile = now_and_then
+    assert [source[i].segments for i in range(6)] == [(str(4 + i),) for i in range(6)]

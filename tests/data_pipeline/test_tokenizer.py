@@ -64,6 +64,29 @@ def test_decode_inverts_encode_up_to_spaces_and_empty_lines(tiny, lines):
     assert tiny.decode(tiny.encode("\n".join(lines))) == "\n".join(clean)
 
 
+def test_blank_lines_are_dropped_before_sentencepiece_is_asked():
+    tokenizer, asked = Tokenizer.train(TEXTS, vocab_size=38), []
+    pieces = tokenizer._pieces
+
+    class Listening:
+        def encode(self, text):
+            asked.append(text)
+            return pieces.encode(text)
+
+    tokenizer._pieces = Listening()
+    ids = tokenizer.encode("a cat" + "\n \t\r\n" * 100_000 + "The dog")
+    assert asked == ["a cat", "The dog"]
+    tokenizer._pieces = pieces
+    assert ids == [*tokenizer.encode("a cat"), tokenizer.line, *tokenizer.encode("The dog")]
+
+
+@pytest.mark.parametrize("text", ["x" * 1_000_000, "x " * 500_000, ". " * 300_000, "x\n" * 100_000, "\0" * 100_000])
+def test_no_text_is_too_long_or_too_odd_to_encode(tiny, text):
+    encoded = tiny.encode_document((text,), image_tokens=0)
+    assert len(encoded.tokens) == encoded.cuts[-1] > 0
+    assert ((0 <= encoded.tokens) & (encoded.tokens < tiny.size)).all()
+
+
 def test_a_tag_written_in_a_text_stays_text(tiny):
     assert tiny.image not in tiny.encode("an <image> and </s>")
     assert tiny.eos not in tiny.encode("an <image> and </s>")

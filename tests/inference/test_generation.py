@@ -4,8 +4,12 @@ import pytest
 from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 
+from kosmos_jax.config_checks import XPOS_POSITIONS
 from kosmos_jax.errors import UserError
+from kosmos_jax.inference import decoding
 from kosmos_jax.inference.engine import STOP_INTERVAL, Generator, _is_one_prompt
+from kosmos_jax.inference.prompts import encode_prompt
+from kosmos_jax.inference.sampling import sample
 from kosmos_jax.model import parameters
 from kosmos_jax.parallel.mesh import make_mesh
 from kosmos_jax.parallel.sharding import parameter_specs
@@ -142,15 +146,95 @@ def test_a_list_of_prompts_gives_a_list_of_texts(generator, prompts):
 @pytest.mark.parametrize(
     "options, named",
     [
-        (dict(max_new_tokens=0), "max_new_tokens"),
-        (dict(temperature=-1.0), "temperature"),
-        (dict(top_p=0.0), "top_p"),
-        (dict(beams=2, temperature=0.5), "beams"),
+        (dict(max_new_tokens=0), "max_new_tokens is 0"),
+        (dict(max_new_tokens=-3), "max_new_tokens is -3"),
+        (dict(max_new_tokens=2.5), "max_new_tokens is 2.5"),
+        (dict(max_new_tokens=10**12), "max_new_tokens is 1000000000000"),
+        (dict(temperature=-1.0), "temperature is -1.0"),
+        (dict(temperature=float("nan")), "temperature is nan"),
+        (dict(temperature=float("inf")), "temperature is inf"),
+        (dict(temperature=1e39), "temperature is 1e.39"),
+        (dict(temperature="0"), "temperature is '0'"),
+        (dict(top_k=-1), "top_k is -1"),
+        (dict(top_p=0.0), "top_p is 0.0"),
+        (dict(top_p=float("nan")), "top_p is nan"),
+        (dict(beams=0), "beams is 0"),
+        (dict(beams=2, temperature=0.5), "beams is 2; it must be 1 when"),
+        (dict(length_penalty=float("nan")), "length_penalty is nan"),
+        (dict(seed=2**63), "seed is 9223372036854775808; it must be an int64"),
+        (dict(stop=[3]), "stop is"),
     ],
 )
 def test_impossible_options_are_named(generator, options, named):
     with pytest.raises(UserError, match=named):
         generator.generate("The digit is", **options)
+
+
+@pytest.mark.parametrize("temperature", [1e-30, 1e-40, 1e-60])
+def test_a_temperature_that_float32_cannot_hold_is_greedy(generator, prompts, temperature):
+    greedy = generator.complete(prompts, max_new_tokens=10)
+    assert generator.complete(prompts, max_new_tokens=10, temperature=temperature) == greedy
+
+
+def test_all_of_an_int64_seed_counts(generator):
+    seeds = [0, 1, -1, 2**32, 2**32 + 1, 2**40, 2**63 - 1, -(2**63)]
+    texts = [generator.generate("The digit is", max_new_tokens=24, temperature=5.0, seed=seed) for seed in seeds]
+    assert len(set(texts)) == len(seeds)
+    assert generator.generate("The digit is", max_new_tokens=24, temperature=5.0, seed=np.int64(2**40)) == texts[5]
+
+
+def test_a_seed_is_jax_s_key_of_it():
+    logits = jax.random.normal(jax.random.key(0), (3, 40))
+    rules = decoding.Rules(np.ones(40, bool), 2, 1, 1.0, 0, 1.0, np.array([0, 7], np.uint32), np.arange(3))
+    keys = [jax.random.fold_in(jax.random.fold_in(jax.random.key(7), 5), place) for place in range(3)]
+    expected = sample(logits, jax.numpy.stack(keys), 1.0)
+    np.testing.assert_array_equal(decoding.choose(logits, rules, 5, greedy=False), expected)
+
+
+@pytest.mark.parametrize(
+    "ids, named", [([10**6], "token 0 is 1000000"), ([5, -5], "token 1 is -5"), ([2.5], "token 0 is 2.5")]
+)
+def test_a_token_that_the_model_does_not_have_is_named_with_its_place(generator, prompts, ids, named):
+    with pytest.raises(UserError, match=f"continuation 1: its {named}"):
+        generator.score(prompts[:2], ["seven", ids])
+    encoded = encode_prompt("seven", generator.tokenizer, generator.config)
+    with pytest.raises(UserError, match="prompt 0: its token 0 is -1"):
+        generator.complete([encoded._replace(tokens=np.array([-1], np.int32))])
+
+
+def test_each_continuation_has_its_prompt(generator, prompts):
+    with pytest.raises(UserError, match="2 prompts and 1 continuations"):
+        generator.score(prompts[:2], ["seven"])
+
+
+def test_options_at_their_limits_do_what_they_say(generator, prompts):
+    greedy = generator.complete(prompts, max_new_tokens=5)
+    assert generator.complete(prompts, max_new_tokens=5, temperature=1.0, top_k=1) == greedy
+    assert generator.complete(prompts, max_new_tokens=5, temperature=1.0, top_p=1e-50) == greedy
+    assert generator.complete(prompts, max_new_tokens=5, stop="") == greedy
+    hot = dict(max_new_tokens=5, temperature=1.0)
+    assert generator.complete(prompts, top_k=2**40, **hot) == generator.complete(prompts, **hot)
+    assert generator.complete([], max_new_tokens=5) == generator.score([], []) == []
+
+
+def test_xpos_ends_at_the_last_position_that_was_measured(generator):
+    with pytest.raises(UserError, match="this model has 32768 positions; shorten the prompt or lower max_new_tokens"):
+        generator.generate("The digit is", max_new_tokens=XPOS_POSITIONS)
+
+
+def test_a_text_that_is_no_unicode_is_refused(generator):
+    with pytest.raises(UserError, match="the prompt: text 0 is no Unicode"):
+        generator.generate("half a \ud800 pair")
+    with pytest.raises(UserError, match="continuation 0: text 0 is no Unicode"):
+        generator.score(["one"], ["half a \ud800 pair"])
+
+
+def test_an_image_alone_is_a_prompt(generator, prompts):
+    image = prompts[1][0]
+    assert generator.generate(image, max_new_tokens=5) == generator.generate([image], max_new_tokens=5)
+    for alone in "The digit is", image:
+        with pytest.raises(UserError, match=f"prompts is one {type(alone).__name__}; give a list"):
+            generator.complete(alone)
 
 
 def test_a_text_beyond_the_last_sinusoid_is_refused(tokenizer):

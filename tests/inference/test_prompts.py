@@ -1,9 +1,11 @@
 import io
+import re
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from data_pipeline.images import decode
 from kosmos_jax.errors import UserError
 from kosmos_jax.inference.prompts import bucket, collate, encode_prompt, open_image, parse_prompt, power_of_two
 
@@ -36,11 +38,45 @@ def test_a_broken_image_is_named(picture):
         parse_prompt(f"see <image:{picture}>")
 
 
-def test_what_is_no_image_is_named():
-    with pytest.raises(UserError, match=r"float64\[2, 2\]"):
-        open_image(np.zeros((2, 2)))
-    with pytest.raises(UserError, match="not of dict"):
-        open_image({})
+def test_a_folder_is_no_image(tmp_path):
+    with pytest.raises(UserError, match="is a directory"):
+        parse_prompt(f"see <image:{tmp_path}>")
+
+
+@pytest.mark.parametrize(
+    "shape, dtype",
+    [
+        *[((2, 2), "float64"), ((4, 4, 3), "float32"), ((4, 4), "bool"), ((4, 4), "uint16"), ((4, 4, 3), "int64")],
+        *[((3, 4, 4), "uint8"), ((4, 4, 4), "uint8"), ((4, 4, 1), "uint8"), ((4,), "uint8"), ((1, 4, 4, 3), "uint8")],
+    ],
+)
+def test_an_array_that_is_no_picture_is_named_by_dtype_and_shape(shape, dtype):
+    with pytest.raises(UserError, match=re.escape(f"not of {dtype}{list(shape)}; PIL turns")):
+        open_image(np.zeros(shape, dtype))
+
+
+@pytest.mark.parametrize("other", [{}, None, 5])
+def test_what_is_no_image_is_named(other):
+    with pytest.raises(UserError, match=f"not of {type(other).__name__}"):
+        open_image(other)
+
+
+@pytest.mark.parametrize("shape", [(0, 4, 3), (4, 0, 3), (0, 0), (1, 201)])
+def test_an_array_without_pixels_or_of_one_line_is_refused(shape):
+    with pytest.raises(UserError, match=f"an image in the prompt: it has {shape[1]} x {shape[0]} pixels"):
+        open_image(np.zeros(shape, np.uint8))
+
+
+def test_prompts_show_images_as_training_does():
+    turned, exif, file = Image.fromarray(PIXELS), Image.Exif(), io.BytesIO()
+    exif[0x0112] = 6
+    turned.save(file, "PNG", exif=exif)
+    for form in (file.getvalue(), Image.open(file)):
+        np.testing.assert_array_equal(open_image(form), decode(file.getvalue()))
+        assert open_image(form).size == turned.size[::-1]
+    assert open_image(Image.new("RGBA", (2, 2))).getpixel((0, 0)) == (255, 255, 255)
+    with pytest.raises(UserError, match="not from 0 to 1"):
+        open_image(Image.fromarray(np.full((2, 2), np.nan, np.float32)))
 
 
 def test_all_forms_of_an_image_read_alike(picture, tokenizer, config):

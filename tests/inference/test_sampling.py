@@ -1,6 +1,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -53,7 +54,21 @@ def test_draws_follow_the_tempered_distribution():
     np.testing.assert_allclose(np.bincount(drawn, minlength=4) / len(keys), expected, atol=0.015)
 
 
-def test_a_cold_draw_is_the_likeliest_token():
-    logits = jax.random.normal(jax.random.key(1), (50, 9))
-    drawn = jax.jit(sample)(logits, jax.random.split(jax.random.key(2), 50), 1e-4)
+@pytest.mark.parametrize("temperature", [1e-4, 1e-30, 1e-38, 1e-40, 0.0])
+def test_a_cold_draw_is_the_most_likely_token_also_below_float32_s_range(temperature):
+    logits = jax.random.normal(jax.random.key(1), (50, 9)) * 100
+    logits = logits.at[:, 3].set(-jnp.inf)
+    drawn = jax.jit(sample)(logits, jax.random.split(jax.random.key(2), 50), np.float32(temperature))
     np.testing.assert_array_equal(drawn, likeliest(logits))
+
+
+@pytest.mark.parametrize("temperature", [1e30, float(np.finfo(np.float32).max)])
+def test_however_hot_what_must_not_come_does_not_come(temperature):
+    logits = jnp.zeros((2000, 4)).at[:, 1].set(-jnp.inf)
+    drawn = jax.jit(sample)(logits, jax.random.split(jax.random.key(2), 2000), np.float32(temperature))
+    assert set(np.unique(drawn)) == {0, 2, 3}
+
+
+def test_a_nucleus_below_float32_s_range_is_the_most_likely_token():
+    kept = np.isfinite(np.asarray(truncated(np.array([[1.0, 3.0, 2.0]], np.float32), 0, np.float32(1e-45))))
+    assert kept.tolist() == [[False, True, False]]

@@ -6,7 +6,9 @@ import pytest
 import torch
 from transformers.models.kosmos2.modeling_kosmos2 import Kosmos2TextSinusoidalPositionalEmbedding
 
-from kosmos_jax.model.positions import sinusoids, xpos, xpos_tables
+from kosmos_jax.config_checks import XPOS_POSITIONS
+from kosmos_jax.model.attention import packed_attention
+from kosmos_jax.model.positions import CENTRE, sinusoids, xpos, xpos_tables
 
 LAST = 2047
 
@@ -41,11 +43,51 @@ def test_xpos_tables_follow_the_formula_up_to_the_last_position(width):
     i = np.arange(width // 2)
     angle = n[:, None] * 10000.0 ** (-2 * i / width)
     scale = ((2 * i + 0.4 * width) / (1.4 * width)) ** (n[:, None] / 512)
-    cos, sin, s = (np.asarray(x[0]) for x in jax.jit(xpos_tables, static_argnums=1)(n[None].astype(np.int32), width))
+    tables = jax.jit(xpos_tables, static_argnums=1)(n[None].astype(np.int32), width)
+    cos, sin, q_scale, k_scale = (np.asarray(x[0]) for x in tables)
     # An angle of 2047 radians is known to 1e-4 in float32.
     np.testing.assert_allclose(cos, np.cos(angle), atol=2e-4)
     np.testing.assert_allclose(sin, np.sin(angle), atol=2e-4)
-    np.testing.assert_allclose(s, scale, rtol=5e-6)
+    np.testing.assert_allclose(q_scale / q_scale[0], scale, rtol=5e-6)
+    np.testing.assert_allclose(k_scale / k_scale[0], 1 / scale, rtol=5e-6)
+
+
+@pytest.mark.parametrize("width", [2, 8, 64, 128])
+def test_the_factors_of_the_scales_are_powers_of_two_and_cancel_without_a_rounding(width):
+    q_scale, k_scale = (np.asarray(x)[0, 0] for x in xpos_tables(np.zeros((1, 1), np.int32), width)[2:])
+    np.testing.assert_array_equal(np.frexp(q_scale)[0], 0.5)
+    np.testing.assert_array_equal(q_scale * k_scale, 1)
+
+
+def test_the_positions_that_a_config_may_ask_for_lie_about_the_centre():
+    assert XPOS_POSITIONS == 2 * CENTRE
+
+
+@pytest.mark.parametrize("width", [8, 64])
+def test_xpos_scores_follow_the_formula_at_the_last_positions_of_all(width):
+    q, k = vectors(10, width, 0), vectors(10, width, 1)
+    n = XPOS_POSITIONS - 1 - np.arange(10)
+    m = n - np.array([0, 1, 5, 17, 100, 512, 1000, 4000, 16_000, 32_000])
+    expected = np.diag(scores_in_float64(q, k, n[:, None] - m))
+    size = np.diag(scores_in_float64(np.abs(q), np.abs(k), 0 * n[:, None] * m))
+    worst = (np.abs(np.diag(scores(q, k, n, m)) - expected) / size).max()
+    print(f"xPos scores at position {XPOS_POSITIONS - 1}, head width {width}: max relative diff {worst:.1e}")
+    assert worst < 1e-4
+
+
+@pytest.mark.parametrize("start", [LAST, 16_000, XPOS_POSITIONS - 64])
+def test_queries_and_keys_have_the_gradients_of_the_first_positions_everywhere(start):
+    q, k, v, weights = (vectors(64, 64, seed)[None, :, None] for seed in range(4))
+    ones = np.ones((1, 64), np.int32)
+
+    def loss(q, k, start):
+        positions = (start + np.arange(64))[None]
+        # As small as the mean over a large batch makes it.
+        return (packed_attention(*xpos(q, k, positions), v, ones, positions) * weights * 1e-8).sum()
+
+    gradients = jax.jit(jax.grad(loss, (0, 1)))
+    for here, first in zip(gradients(q, k, start), gradients(q, k, 0), strict=True):
+        np.testing.assert_allclose(here, first, atol=2e-3 * np.abs(first).max())
 
 
 @pytest.mark.parametrize("width", [8, 64])
@@ -73,11 +115,10 @@ def test_xpos_scores_depend_on_the_distance_alone():
     assert (np.abs(swapped - at_start) / size).max() > 0.05, "n - m and m - n must not be the same"
 
 
-def test_xpos_forgets_distant_keys_and_leaves_position_zero_alone():
+def test_xpos_forgets_distant_keys_and_changes_no_product_at_position_zero():
     q = vectors(1, 64, 4)
-    same = np.asarray(jax.jit(xpos)(q[:, None, None], q[:, None, None], np.zeros((1, 1), np.int32)))
-    assert np.array_equal(same[0, 0, 0, 0], q[0]) and np.array_equal(same[1, 0, 0, 0], q[0])
     near, far = scores(q, q, [0, LAST], [0])
+    assert near[0] == pytest.approx(np.float64(q[0]) @ np.float64(q[0]), rel=1e-12)
     assert abs(far[0]) < 0.5 * near[0]
 
 
