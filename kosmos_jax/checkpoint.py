@@ -129,24 +129,19 @@ def refuse_other_model(folder, before: dict[str, list[int]], now: dict[str, list
         )
 
 
-def read_item(folder: Path, item: str, wanted, sums: dict[str, int]):
-    """The arrays of one item, checked.
+def read_item(folder: Path, item: str, wanted):
+    """The arrays of one item, of a step's folder, not checked yet.
 
     No process waits for another here, so one that fails can say so.
 
     Args:
-      folder: of a step.
       wanted: tree of ShapeDtypeStruct with shardings.
-      sums: name -> checksum when it was written.
 
     Raises:
-      Damaged: the arrays are not those that were written.
       Exception: of many kinds, from Orbax and TensorStore, when it cannot be read.
     """
     with closing(ocp.StandardCheckpointHandler()) as handler:
-        arrays = handler.restore(folder / item, args=ocp.args.StandardRestore(wanted))
-    assert_intact(folder / item, checksums(arrays), sums)
-    return arrays
+        return handler.restore(folder / item, args=ocp.args.StandardRestore(wanted))
 
 
 def assert_intact(folder: Path, found: dict[str, int], written: dict[str, int]) -> None:
@@ -287,5 +282,7 @@ def _read_weights(record: Record, wanted) -> dict[str, jax.Array]:
         refuse_other_model(directory, shapes_of({"params": stored}), shapes_of({"params": wanted}))
         for item in ("params", "average"):
             if sums := record.checksums.get(item):
-                params |= read_item(directory, item, {name: wanted[name] for name in sums}, sums)
+                found = read_item(directory, item, {name: wanted[name] for name in sums})
+                assert_intact(directory / item, checksums(found), sums)
+                params |= found
     return params

@@ -9,11 +9,11 @@ import json
 import logging
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import jax
 
 from kosmos_jax import checkpoint
+from kosmos_jax.checksums import checksums
 from kosmos_jax.errors import PassingError, UserError
 from kosmos_jax.parallel.distributed import exchange
 from kosmos_jax.training import ledger
@@ -52,17 +52,18 @@ def resume(workdir, manager, abstract_state, shardings, wait_seconds: float):
     for step in reversed(steps):
         outcome, found = _attempt(folder / str(step), wanted)
         answers = [answer.split(" ", 1) for answer in exchange(f"read step {step}", outcome, wait_seconds)]
-        if all(kind == READ for kind, _ in answers):
+        for bad, error in ((FAILED, PassingError), (REFUSED, UserError)):
+            if said := [_told(process, text) for process, (kind, text) in enumerate(answers) if kind == bad]:
+                raise error(said[0])
+        trouble = [_told(process, text) for process, (kind, text) in enumerate(answers) if kind == DAMAGED]
+        if not trouble:
+            trouble = _changed(folder / str(step), *found)  # all processes come here, for the sums are of whole arrays
+        if not trouble:
             _set_aside(folder, damaged, manager, wait_seconds)
-            return found
-        for kind, error in ((FAILED, PassingError), (REFUSED, UserError), (DAMAGED, None)):
-            said = [(process, text) for process, (what, text) in enumerate(answers) if what == kind]
-            if said and error:
-                raise error(_told(*said[0]))
-            if said:
-                log.error("CHECKPOINT %s CANNOT BE READ: %s", folder / str(step), _told(*said[0]))
-                damaged.append(step)
-        found = None  # two states may not fit on the devices
+            return _state(wanted, found[0]), found[1]
+        log.error("CHECKPOINT %s CANNOT BE READ: %s", folder / str(step), trouble[0])
+        damaged.append(step)
+        del found  # two states may not fit on the devices
     if steps:
         raise UserError(f"{folder}: none of the checkpoints {steps} can be read; start in another --workdir")
     _refuse_lost_checkpoints(Path(workdir))
@@ -77,14 +78,12 @@ def _attempt(folder: Path, wanted):
     """Reads one step.
 
     Returns:
-      ("read", "damaged", "failed" or "refused", a space and a message; (state, run record) or None).
+      ("read", "damaged", "failed" or "refused", a space and a message; (item -> arrays, run record) or None).
     """
     pauses, readable = iter(PAUSES), False
     while True:
         try:
             return f"{READ} ", _read(folder, wanted)
-        except checkpoint.Damaged as error:
-            return f"{DAMAGED} {error}", None
         except UserError as error:
             return f"{REFUSED} {error}", None
         except (MemoryError, jax.errors.JaxRuntimeError):
@@ -114,12 +113,27 @@ def _read(folder: Path, wanted):
         )
     arrays = checkpoint.items(wanted)
     checkpoint.refuse_other_model(folder, run["arrays"], checkpoint.shapes_of(arrays))
-    found = SimpleNamespace(average={})
-    for item, tree in arrays.items():
-        vars(found)[item] = checkpoint.read_item(folder, item, tree, run["checksums"][item])
-    trainable = {path: found.params[path] for path in wanted.trainable}
-    frozen = {path: found.params[path] for path in wanted.frozen}
-    return type(wanted)(trainable=trainable, frozen=frozen, average=found.average, **found.training), run
+    return {item: checkpoint.read_item(folder, item, tree) for item, tree in arrays.items()}, run
+
+
+def _changed(folder: Path, arrays, run) -> list[str]:
+    """What is not as it was written."""
+    try:
+        for item, tree in arrays.items():
+            checkpoint.assert_intact(folder / item, checksums(tree), run["checksums"][item])
+    except checkpoint.Damaged as error:
+        return [str(error)]
+    return []
+
+
+def _state(wanted, arrays):
+    params = arrays["params"]
+    return type(wanted)(
+        trainable={path: params[path] for path in wanted.trainable},
+        frozen={path: params[path] for path in wanted.frozen},
+        average=arrays.get("average", {}),
+        **arrays["training"],
+    )
 
 
 def _disk_error(folder: Path, error: Exception) -> OSError | None:

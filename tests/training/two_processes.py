@@ -46,7 +46,7 @@ def main(workdir: str, coordinator: str, process_id: str):
         told["one error"] = resumed(OSError(5, "Input/output error"))
         told["it stays"] = resumed(*[OSError(5, "Input/output error")] * 9)
         told["files"] = sorted(path.name for path in (workdir / "checkpoints").iterdir())
-        told["damage"] = resumed(checkpoint.Damaged("not what was written"))
+        told["damage"] = resumed(ValueError("DATA_LOSS: Error decoding"), ValueError("DATA_LOSS: Error decoding"))
         told["files after"] = sorted(path.name for path in (workdir / "checkpoints").iterdir())
 
     begin = time.monotonic()
