@@ -36,8 +36,10 @@ def _train(args) -> int:
     config = load_config(args.config, args.overrides)
     from kosmos_jax.evaluation.tasks import check_names, during_training
     from kosmos_jax.parallel import distributed
+    from kosmos_jax.programs import keep_programs
     from kosmos_jax.training.trainer import train
 
+    keep_programs()
     check_names(config.evaluation.tasks)
     distributed.start(args.coordinator, args.processes, args.process_id, config.training.join_seconds)
     try:
@@ -291,7 +293,8 @@ def main(argv: list[str] | None = None) -> int:
 def set_up_logging() -> None:
     """Messages of the project to stderr; of other packages, what is an error."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
-    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax warns of its defaults, and logs what it raises too
+    for package in ("absl", "asyncio"):  # Orbax warns of its defaults, and logs what it raises too
+        logging.getLogger(package).setLevel(logging.CRITICAL)
     for package in ("kosmos_jax", "data_pipeline"):
         logging.getLogger(package).setLevel(logging.INFO)
     # After Orbax failed to read one array, Python says of each other one that nobody waits for it any more.

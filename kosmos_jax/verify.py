@@ -5,6 +5,7 @@ from tqdm import tqdm
 from kosmos_jax.checkpoint import assert_intact, read_run, reading, step_directory
 from kosmos_jax.checksums import checksums
 from kosmos_jax.interop.stored import StoredArrays
+from kosmos_jax.programs import keep_programs
 
 
 def verify(args) -> None:
@@ -13,6 +14,7 @@ def verify(args) -> None:
     Raises:
       UserError: nothing there, unreadable, or damaged.
     """
+    keep_programs()
     directory = step_directory(args.checkpoint)
     with reading(directory):
         written = read_run(directory)["checksums"]

@@ -9,6 +9,7 @@ from kosmos_jax.evaluation.pictures import draw_answers, draw_losses
 from kosmos_jax.evaluation.report import table, write_json
 from kosmos_jax.evaluation.tasks import run_tasks
 from kosmos_jax.inference.engine import Generator
+from kosmos_jax.programs import keep_programs
 
 
 def evaluate(args):
@@ -19,6 +20,7 @@ def evaluate(args):
     Raises:
       UserError: no checkpoint, no such task, or data that a task needs is not there.
     """
+    keep_programs()
     restored = restore(args.checkpoint)
     config = (
         load_config(args.config, args.overrides) if args.config else apply_overrides(restored.config, args.overrides)

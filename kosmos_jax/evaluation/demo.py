@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from data_pipeline import builtin
+from kosmos_jax.cli import set_up_logging
 from kosmos_jax.evaluation.command import evaluate
 
 NEXT = """
@@ -21,6 +22,7 @@ Try next:
 
 
 def main():
+    set_up_logging()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("workdir")
     workdir = parser.parse_args().workdir.rstrip("/")

@@ -15,7 +15,9 @@ def load(checkpoint):
     """
     from kosmos_jax.checkpoint import restore
     from kosmos_jax.inference.engine import Generator
+    from kosmos_jax.programs import keep_programs
 
+    keep_programs()
     restored = restore(checkpoint)
     return Generator(restored.config.model, restored.params, restored.tokenizer)
 

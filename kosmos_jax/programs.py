@@ -1,0 +1,39 @@
+"""Compiled programs are kept from one process to the next: the second start of the same thing compiles nothing."""
+
+import hashlib
+import os
+import platform
+from pathlib import Path
+
+VARIABLE = "KOSMOS_CACHE"
+# What takes less to compile is not kept, in seconds.
+AT_LEAST = 0.2
+
+
+def keep_programs() -> None:
+    """Lets JAX keep programs in the folder `KOSMOS_CACHE`, by default the user's cache folder; "off" keeps none.
+
+    A cache that the user gave JAX is left as it is.
+    """
+    import jax
+
+    place = os.environ.get(VARIABLE, "")
+    if place.lower() in ("off", "0", "false") or jax.config.jax_compilation_cache_dir:
+        return
+    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = Path(place or Path(caches) / "kosmos_jax") / "programs" / _processor()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return  # a home that cannot be written: nothing is kept
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", AT_LEAST)
+
+
+def _processor() -> str:
+    """A name for this kind of processor: a home may be shared with machines that know other instructions."""
+    flags = ""
+    if Path("/proc/cpuinfo").is_file():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        flags = next((line for line in lines if line.lower().startswith(("flags", "features"))), "")
+    return f"{platform.machine()}-{hashlib.sha256((flags + platform.processor()).encode()).hexdigest()[:8]}"
