@@ -29,7 +29,7 @@ def _train(args) -> int:
     if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
         signal.signal(signal.SIGHUP, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # until there are steps to trace
-    faulthandler.register(signal.SIGUSR1)  # kill -USR1 shows what every thread does, and the run goes on
+    faulthandler.register(signal.SIGUSR1)  # kill -USR1 shows what every thread does, and the run continues
     from kosmos_jax.config import load_config
 
     # First of all: a mistyped key should not have to wait for JAX.

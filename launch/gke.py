@@ -16,8 +16,7 @@ INSTALL = "https://kubernetes.io/docs/tasks/tools; then gcloud container cluster
 HOSTS = "hosts"  # the one replicated job; a slice is a replica of it
 # What Kubernetes says of a job whose container ended with 2 (pkg/controller/job/pod_failure_policy.go).
 MISTAKEN = "^Container kosmos for pod .* failed with exit code 2 matching FailJob rule"
-# Orbax commits a checkpoint by renaming its folder, and one process looks for what another has just written. Give the
-# bucket a hierarchical namespace: a rename is then one operation, and not a copy of each object.
+# One process looks for what another has just written, and a checkpoint that is damaged is renamed.
 BUCKET_OPTIONS = "implicit-dirs,rename-dir-limit=200000,metadata-cache-ttl-secs=0,metadata-cache-negative-ttl-secs=0"
 # No limits for the driver's container beside ours: the default of 256 MiB is too little to write checkpoints.
 GCSFUSE = {"gke-gcsfuse/volumes": "true"} | {

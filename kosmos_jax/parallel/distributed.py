@@ -178,11 +178,11 @@ def leave_at_once(error: Exception) -> None:
     """
     if jax.process_count() == 1:
         return
-    traced = os.environ.get("KOSMOS_TRACEBACK") or not isinstance(error, UserError | jax.errors.JaxRuntimeError)
+    traced = os.environ.get("KOSMOS_TRACEBACK") or not isinstance(error, UserError | OSError | jax.errors.JaxRuntimeError)
     text = traceback.format_exc() if traced else str(error)
     if isinstance(error, jax.errors.JaxRuntimeError):
         text += (
-            "\nIf another process of the job ended first, its log says why; the same command goes on from the newest "
+            "\nIf another process of the job ended first, its log says why; the same command resumes from the newest "
             "checkpoint"
         )
     print(f"kosmos train: error: process {jax.process_index()}: {text}", file=sys.stderr, flush=True)

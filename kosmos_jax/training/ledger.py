@@ -3,7 +3,7 @@
 Each line says what the time since the line before it was spent on:
 
     {"at": 1763900000.0, "kind": "attempt", "processes": 2}              a start begins; `at` in seconds since 1970
-    {"at": 1763900021.4, "kind": "start", "seconds": 21.4, "step": 40}    imports, data, restoring; goes on from step 40
+    {"at": 1763900021.4, "kind": "start", "seconds": 21.4, "step": 40}    imports, data, restoring; resumes from step 40
     {"at": 1763900033.0, "kind": "compile", "seconds": 11.6}
     {"at": 1763900033.9, "kind": "step", "seconds": 0.8, "wait": 0.1, "step": 41, "tokens": 4012, "loss": 2.1}
     {"at": 1763900035.1, "kind": "checkpoint", "seconds": 1.2}            while no step was made; or "evaluation"

@@ -41,7 +41,7 @@ class Watchdog:
                 return
         print(
             f"kosmos train: {self._name} HANGS: nothing was finished since {self._last} for more than "
-            f"training.hang_seconds = {self._seconds:g}. It ends with status {EXIT_HUNG}; the same command goes on "
+            f"training.hang_seconds = {self._seconds:g}. It ends with status {EXIT_HUNG}; the same command resumes "
             "from the newest checkpoint. What each thread was doing:",
             file=sys.stderr,
             flush=True,
