@@ -178,7 +178,8 @@ def leave_at_once(error: Exception) -> None:
     """
     if jax.process_count() == 1:
         return
-    traced = os.environ.get("KOSMOS_TRACEBACK") or not isinstance(error, UserError | OSError | jax.errors.JaxRuntimeError)
+    plain = isinstance(error, UserError | OSError | jax.errors.JaxRuntimeError)
+    traced = os.environ.get("KOSMOS_TRACEBACK") or not plain
     text = traceback.format_exc() if traced else str(error)
     if isinstance(error, jax.errors.JaxRuntimeError):
         text += (

@@ -92,7 +92,10 @@ def one_process(runs):
 @pytest.fixture(scope="module")
 def two_processes(runs):
     """A run of two processes with two devices each that nobody disturbed."""
-    assert wait(runs.start("two", 2, ("mesh.data=2", "mesh.fsdp=2"), devices=4)) == [0, 0]
+    assert wait(runs.start("two", 2, ("mesh.data=2", "mesh.fsdp=2", "evaluation.tasks=perplexity"), devices=4)) == [
+        0,
+        0,
+    ]
     return "two"
 
 
@@ -106,6 +109,7 @@ def assert_same_losses(several, one):
 @pytest.mark.slow
 def test_two_processes_learn_what_one_learns(runs, one_process, two_processes):
     assert_same_losses(runs.losses(two_processes), one_process)
+    assert "evaluation.tasks (perplexity) are left out" in runs.log("two", 0).read_text()
 
 
 @pytest.mark.slow

@@ -45,14 +45,27 @@ def test_the_first_step_may_take_longer_because_it_is_compiled():
     assert watchdog.COMPILATION_SECONDS > 600
 
 
-def test_a_signal_before_the_first_step_ends_the_run_at_once(tmp_path):
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_signal_before_the_first_step_ends_the_run_at_once(name, tmp_path):
     """As process 1 of a container nothing would happen unless it is caught; here it comes while the config is read."""
     config = tmp_path / "impatient.py"
-    config.write_text("import os, signal\ndef get_config():\n    os.kill(os.getpid(), signal.SIGTERM)\n")
+    config.write_text("import os, signal\ndef get_config():\n    os.kill(os.getpid(), signal.{})\n".format(name))
     code = f"from kosmos_jax import cli; cli.main(['train', '--config', {str(config)!r}, '--workdir', 'nowhere'])"
     result = python(code)
     assert result.returncode == EXIT_PREEMPTED
     assert result.stderr.startswith("kosmos train: stopped by SIGTERM") and len(result.stderr.splitlines()) == 1
+
+
+def test_under_nohup_the_end_of_the_terminal_ends_nothing(tmp_path):
+    config = tmp_path / "impatient.py"
+    config.write_text(
+        "import os, signal\ndef get_config():\n    os.kill(os.getpid(), signal.SIGHUP)\n    return 1 / 0\n"
+    )
+    code = (
+        "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN); from kosmos_jax import cli; "
+        f"cli.main(['train', '--config', {str(config)!r}, '--workdir', 'nowhere'])"
+    )
+    assert "line 4: ZeroDivisionError" in python(code).stderr
 
 
 def write(workdir, *lines):

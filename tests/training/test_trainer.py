@@ -97,9 +97,10 @@ def checkpoints(workdir):
     return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit())
 
 
-def test_a_run_in_two_parts_ends_with_the_same_weights(unbroken, stopped, cache, tmp_path):
+def test_a_run_in_two_parts_ends_with_the_same_weights(unbroken, stopped, cache, tmp_path, caplog):
     shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
     assert train(config(cache), tmp_path) == 0
+    assert "THE CONFIG CHANGED since the checkpoint was written: training.eval_every 9, now 0" in caplog.text
     assert_same_weights(tmp_path, unbroken)
     assert logged_steps(tmp_path) == list(range(1, 25))
     assert [attempt.ended for attempt in ledger.read(tmp_path)] == ["preempted", "done"]
