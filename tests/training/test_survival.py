@@ -49,7 +49,7 @@ def test_the_first_step_may_take_longer_because_it_is_compiled():
 def test_a_signal_before_the_first_step_ends_the_run_at_once(name, tmp_path):
     """As process 1 of a container nothing would happen unless it is caught; here it comes while the config is read."""
     config = tmp_path / "impatient.py"
-    config.write_text("import os, signal\ndef get_config():\n    os.kill(os.getpid(), signal.{})\n".format(name))
+    config.write_text(f"import os, signal\ndef get_config():\n    os.kill(os.getpid(), signal.{name})\n")
     code = f"from kosmos_jax import cli; cli.main(['train', '--config', {str(config)!r}, '--workdir', 'nowhere'])"
     result = python(code)
     assert result.returncode == EXIT_PREEMPTED
