@@ -53,6 +53,12 @@ def test_an_index_that_takes_longer_than_collectives_wait_is_waited_for(told):
 
 
 @pytest.mark.slow
+def test_a_process_whose_host_is_slow_is_named_by_process_0(told):
+    assert told[1]["slow"] == [] and len(told[0]["slow"]) == 1
+    assert told[0]["slow"][0].startswith("step 8: steps take 3.00 s, 0.50 before; process 1 on ")
+
+
+@pytest.mark.slow
 def test_a_process_that_does_not_answer_is_named(told):
     assert "nothing was heard of process 1" in told[0]["late"]
 

@@ -34,7 +34,7 @@ class Runs:
         """Processes of the run `name`, with so many devices in all; `wait` gives their statuses."""
         workdir = self.folder / name
         workdir.mkdir(exist_ok=True)
-        training = dict(steps=STEPS, log_every=100) | training
+        training = dict(steps=STEPS, log_every=4) | training
         overrides = [f"data.cache={self.folder}/cache", *mesh, *(f"training.{k}={v}" for k, v in training.items())]
         command = [sys.executable, "-m", "kosmos_jax.cli", "train", "--config", CONFIG, "--workdir", str(workdir)]
         command += [f"--config.{override}" for override in overrides]

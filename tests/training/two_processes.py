@@ -4,6 +4,7 @@ python -m tests.training.two_processes WORKDIR COORDINATOR PROCESS_ID
 """
 
 import json
+import logging
 import sys
 import time
 from pathlib import Path
@@ -13,6 +14,24 @@ from kosmos_jax.errors import PassingError
 from kosmos_jax.parallel import distributed
 
 WAIT = 60.0
+
+
+def slow_host(process_id: str) -> list[str]:
+    """What is logged when the host of process 1 becomes slow after six steps."""
+    from kosmos_jax.training import spread
+
+    said, handler = [], logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())
+    spread.log.addHandler(handler)
+    watched = spread.Spread(every=2)
+    if process_id == "0":
+        distributed.exchange("process 1 has told", "", WAIT)
+    for step in range(1, 9):
+        slow = step > 6
+        watched.add(step, 3.0 if slow else 0.5, 2.8 if slow and process_id == "1" else 0.1, 0.0)
+    if process_id == "1":
+        distributed.exchange("process 1 has told", "", WAIT)
+    return said
 
 
 def main(workdir: str, coordinator: str, process_id: str):
@@ -49,6 +68,7 @@ def main(workdir: str, coordinator: str, process_id: str):
         told["damage"] = resumed(ValueError("DATA_LOSS: Error decoding"), ValueError("DATA_LOSS: Error decoding"))
         told["files after"] = sorted(path.name for path in (workdir / "checkpoints").iterdir())
 
+    told["slow"] = slow_host(process_id)
     begin = time.monotonic()
     distributed.main_process_first(lambda: process_id == "0" and time.sleep(35), "a long index", WAIT)
     told["index"] = time.monotonic() - begin
