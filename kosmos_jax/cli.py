@@ -281,6 +281,9 @@ def main(argv: list[str] | None = None) -> int:
     set_up_logging()
     try:
         return VERBS[args.verb].run(args) or 0
+    except BrokenPipeError:  # the reader of the output, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return PassingError.status
     except (UserError, OSError) as error:
         if os.environ.get("KOSMOS_TRACEBACK"):
             raise
