@@ -193,10 +193,8 @@ def _torch(out: Path) -> Theirs:
 
 def _torchscale(out: Path) -> Theirs:
     torch = needed("torch")
-    needed("torchscale.architecture.decoder", install="--no-deps torchscale==0.3.0")
-    from safetensors.torch import load_file
+    load_file, decoder = needed("safetensors.torch").load_file, needed("torchscale.architecture.decoder")
     from torchscale.architecture.config import DecoderConfig
-    from torchscale.architecture.decoder import Decoder
 
     from kosmos_jax.model.positions import sinusoids
 
@@ -208,7 +206,7 @@ def _torchscale(out: Path) -> Theirs:
         def forward(self, tokens, incremental_state=None):
             return torch.from_numpy(np.array(sinusoids(np.arange(tokens.shape[1])[None], width)))
 
-    model = Decoder(
+    model = decoder.Decoder(
         args,
         embed_tokens=torch.nn.Embedding(args.vocab_size, width),
         embed_positions=None if config["positions"] == "xpos" else Sinusoids(),
