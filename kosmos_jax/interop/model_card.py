@@ -119,8 +119,8 @@ NOTES = {
     "hf-kosmos2": """\
 - transformers' own Kosmos-2 has faults that no file here can mend; `kosmos export --to hf-remote-code` has none:
   - Attention by SDPA gave wrong image vectors from 4.52.1 to 5.22.2. `config.json` asks for "eager", which is right in
-    all of them: do not override it.
-  - In a batch, rows generate other tokens than alone: padded on the left from 4.54 on (5.23 included), unless
+    all of them: do not override it. A copy that transformers saved does not ask: `attn_implementation="eager"`.
+  - In a batch, rows generate other tokens than alone: padded on the left from 4.54 on (5.24 included), unless
     `use_cache=False`; padded on the right always. One prompt at a time is right.
   - Beams, and `num_return_sequences` above 1, mix up the images where a row has several.
   - `generation_config.json` is not read: give lengths, beams and the like to `generate`.

@@ -122,7 +122,7 @@ def test_hidden_states_are_what_each_layer_and_the_head_read(model, batch):
     assert torch.equal(prompt[-1], found.hidden_states[-1]) and token[-1].shape[1] == 1
 
 
-def test_attention_that_is_not_there_is_refused(load_model, model, batch):
+def test_attention_and_caches_that_are_not_there_are_refused(load_model, model, batch):
     with pytest.raises(ValueError, match="does not keep attention weights"):
         model(**batch, output_attentions=True)
     with pytest.raises(ValueError, match="does not keep attention weights"):
@@ -132,6 +132,8 @@ def test_attention_that_is_not_there_is_refused(load_model, model, batch):
     assert load_model().config._attn_implementation == "sdpa"
     with pytest.raises(ValueError, match="StaticCache is of a fixed length"):
         model.generate(**batch, max_new_tokens=2, cache_implementation="static")
+    with pytest.raises(ValueError, match="without segment_ids"):
+        model.generate(**batch, max_new_tokens=2, segment_ids=batch["attention_mask"])
 
 
 @pytest.mark.parametrize("options", [dict(), dict(use_cache=False), dict(num_beams=3, num_return_sequences=2)])

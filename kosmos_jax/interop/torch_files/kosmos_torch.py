@@ -394,7 +394,6 @@ def load(directory) -> Kosmos:
     config = json.loads((directory / "config.json").read_text())["model"]
     with torch.device("meta"):
         model = Kosmos(config)
-    files = sorted(directory.glob("model*.safetensors"))
-    weights = {name: tensor for file in files for name, tensor in load_file(file).items()}
+    weights = {k: v for file in sorted(directory.glob("model*.safetensors")) for k, v in load_file(file).items()}
     model.load_state_dict(weights, assign=True)
     return model.eval()

@@ -45,8 +45,8 @@ class KosmosJaxForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def set_output_embeddings(self, head):
         self.model.embedding.weight = head.weight
 
-    def get_image_features(self, pixel_values, **kwargs):
-        """What becomes of float[N, 3, H, W].
+    def get_image_features(self, pixel_values):
+        """The two stages of reading images, float[N, 3, H, W].
 
         Returns:
           `pooler_output`, float[N, Q, D]: the image vectors, which `forward` takes for `pixel_values`.
@@ -79,7 +79,7 @@ class KosmosJaxForConditionalGeneration(PreTrainedModel, GenerationMixin):
         Args:
           input_ids: int64[B, T]; `<image>` where image vectors will stand.
           image_slots: int64[B, T], -1 for text, otherwise n * Q + q: the q-th vector of the batch's n-th image.
-          pixel_values: float[N, 3, H, W], the images of all rows in one buffer; or vectors from `model.encode_images`.
+          pixel_values: float[N, 3, H, W], the images of all rows in one buffer; or their vectors, float[N, Q, D].
           attention_mask: int64[B, S], 0 for padding on either side; S counts the tokens in `past_key_values` too.
           position_ids, segment_ids: for rows that hold several documents, see kosmos_torch.py.
           past_key_values: transformers' `DynamicCache`, which takes up the T tokens; `use_cache` makes one.
@@ -88,16 +88,16 @@ class KosmosJaxForConditionalGeneration(PreTrainedModel, GenerationMixin):
           labels: int64[B, T], the tokens themselves, -100 where nothing is to be predicted; shifted here.
           logits_to_keep: only the last so many; 1 is the row's last token, even with padding behind it. 0 for all. A
             tensor says which, as indices.
-          output_hidden_states: of the decoder.
+          output_hidden_states: whether to return those of the decoder.
           num_items_in_batch: the loss is the sum over the tokens divided by this; None for their mean.
 
         Returns:
-          `CausalLMOutputWithPast` with float[B, T, V] logits; `hidden_states` are what each layer reads and, at the
-          end, what the head reads: L + 1 times float[B, T, D].
+          `CausalLMOutputWithPast`; its logits are float[B, T, V], its hidden states L + 1 times float[B, T, D]: what
+          each layer reads, and what the head reads.
 
         Raises:
-          ValueError: for inputs that do not fit together, and for what is not here: attention weights (see the class)
-            and caches of a fixed length.
+          ValueError: inputs do not fit together, or ask for what is not here: attention weights (see the class) and
+            caches of a fixed length.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
@@ -145,12 +145,15 @@ class KosmosJaxForConditionalGeneration(PreTrainedModel, GenerationMixin):
         cache=None,
         output_hidden_states=None,
         output_attentions=None,
+        segment_ids=None,
         **kwargs,
     ):
         """The tokens that the cache does not hold, and the images if one of them may stand there.
 
         Positions follow from the mask. Whatever transformers counts is for rows without padding.
         """
+        if segment_ids is not None:
+            raise ValueError("generate goes on with rows of one document each, without segment_ids")
         cache = past_key_values if cache is None else cache
         past = 0 if cache is None else int(cache.get_seq_length())
         if inputs_embeds is not None:  # the prompt, and `input_ids` are what came after it
