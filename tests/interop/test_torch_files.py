@@ -217,6 +217,9 @@ def test_images_without_slots_or_slots_without_images_or_a_mask_of_another_lengt
     tokens = torch.arange(4, 12)[None]
     with pytest.raises(ValueError, match="there are none"):
         model(tokens, slots=torch.arange(8)[None])
+    for slots in (torch.arange(9)[None], torch.arange(8), torch.ones(1, 8, dtype=torch.bool)):
+        with pytest.raises(ValueError, match=r"slots are torch.*, tokens int\[1, 8\]"):
+            model(tokens, slots, torch.zeros(1, 3, 16, 16))
     with pytest.raises(ValueError, match="no slots"):
         model(tokens, pixels=torch.zeros(1, 3, 16, 16))
     with pytest.raises(ValueError, match="there are none"):

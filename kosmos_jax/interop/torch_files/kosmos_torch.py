@@ -301,6 +301,8 @@ class Kosmos(nn.Module):
         """Token and image vectors in one stream, scaled by sqrt(D) (the images too), with positions added."""
         width, has_images = self.config["text"]["width"], pixels is not None and len(pixels) > 0
         x_BTD = tokens if tokens.ndim == 3 else self.embedding(tokens)
+        if slots_BT is not None and (slots_BT.shape != x_BTD.shape[:2] or slots_BT.dtype == torch.bool):
+            raise ValueError(f"slots are {slots_BT.dtype}{list(slots_BT.shape)}, tokens int{list(x_BTD.shape[:2])}")
         if has_images and slots_BT is None:
             raise ValueError("there are images and no slots that say where they stand")
         elif has_images:
@@ -390,10 +392,8 @@ def load(directory) -> Kosmos:
     """The model of an export (`kosmos export --to torch`), in the dtype of its weights, ready for inference."""
     from safetensors.torch import load_file
 
-    directory = Path(directory)
-    config = json.loads((directory / "config.json").read_text())["model"]
     with torch.device("meta"):
-        model = Kosmos(config)
-    weights = {k: v for file in sorted(directory.glob("model*.safetensors")) for k, v in load_file(file).items()}
-    model.load_state_dict(weights, assign=True)
+        model = Kosmos(json.loads(Path(directory, "config.json").read_text())["model"])
+    files = sorted(Path(directory).glob("model*.safetensors"))
+    model.load_state_dict({name: tensor for file in files for name, tensor in load_file(file).items()}, assign=True)
     return model.eval()
