@@ -36,6 +36,14 @@ def test_a_list_of_images_for_each_text_is_the_same_as_one_list(processor, image
         assert all(torch.equal(found[name], value) for name, value in batch.items())
 
 
+def test_padding_stands_where_the_tokenizer_says(processor, images, batch, monkeypatch):
+    assert batch["input_ids"][1, 0] == processor.tokenizer.pad_token_id
+    monkeypatch.setattr(processor.tokenizer, "padding_side", "right")
+    right, expected = (processor(images[:3], TEXTS, padding_side=side) for side in (None, "right"))
+    assert torch.equal(right["input_ids"], expected["input_ids"])
+    assert right["input_ids"][1, -1] == processor.tokenizer.pad_token_id
+
+
 @pytest.mark.parametrize(
     "counts, message",
     [

@@ -67,7 +67,7 @@ class KosmosJaxProcessor(ProcessorMixin):
         super().__init__(image_processor, tokenizer, **kwargs)
 
     def __call__(
-        self, images=None, text=None, return_tensors="pt", padding=True, padding_side="left", return_labels=False
+        self, images=None, text=None, return_tensors="pt", padding=True, padding_side=None, return_labels=False
     ):
         """Rows of tokens, padded to the longest and never cut, and the images of all rows in one buffer.
 
@@ -78,7 +78,8 @@ class KosmosJaxProcessor(ProcessorMixin):
             looks like a tag is text. No `</s>` is put at the end, for the text is to be continued.
           return_tensors: "pt".
           padding: True or "longest".
-          padding_side: "left" for generation; "right" is as good for training.
+          padding_side: "left", as for generation, or "right", which is as good for training; None for the tokenizer's,
+            "left" unless you set it.
           return_labels: for training: `</s>` at the end, and `labels`, -100 for `<s>`, images and padding.
 
         Returns:
@@ -88,6 +89,7 @@ class KosmosJaxProcessor(ProcessorMixin):
           ValueError: there are more or fewer images than `<image>`, in all or, of a list of lists, in a row; or an
             argument is none of the above.
         """
+        padding_side = padding_side or self.tokenizer.padding_side
         if padding not in (True, "longest") or padding_side not in ("left", "right"):
             raise ValueError(f"rows are padded to the longest, left or right; not {padding!r}, {padding_side!r}")
         texts, images = as_list(text), as_list(images)
