@@ -145,6 +145,17 @@ def test_a_row_ends_with_eos_and_is_padding_from_there(xpos_pair):
         assert torch.equal(model.generate(tokens, max_new_tokens=count), free[:, :count])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_rows_that_xpos_cannot_tell_apart_are_refused_and_others_are_finite(xpos_pair, dtype):
+    config, _, model = xpos_pair
+    most = kosmos_torch.xpos_limit(dtype)
+    for table in kosmos_torch.xpos_tables(torch.tensor([[0, most - 1]]), 64):
+        assert (30 * table).to(dtype).isfinite().all()
+    x_BTD, position = torch.zeros(1, 1, config.text.width, dtype=dtype), torch.tensor([[0]])
+    with pytest.raises(ValueError, match=f"{most + 1} tokens; with xPos in {dtype} a row has at most {most}"):
+        model.decoder(x_BTD, torch.ones(1, 1, 1).expand(1, 1, most + 1), position)
+
+
 def gradients(model, batch):
     model.zero_grad()
     model(*batch).square().mean().backward()

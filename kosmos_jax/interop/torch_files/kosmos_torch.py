@@ -12,9 +12,8 @@ Shapes are written as a suffix of a tensor's name, one letter for each dimension
     K  width of a head            V  vocabulary
 
 Read from the end: `Kosmos` is the whole, `Decoder`, `Vision` and the connectors are its parts. There are no buffers:
-tables of positions are computed when they are needed, so nothing but weights is ever stored or moved.
-
-Initial values are PyTorch's and not those of training: this file is for weights that were trained.
+tables of positions are computed when they are needed, so nothing but weights is ever stored or moved. Initial values
+are PyTorch's and not those of training: this file is for weights that were trained.
 """
 
 import json
@@ -89,6 +88,11 @@ def xpos_tables(positions_BT, head_width: int):
     return angle.cos() * scale, angle.sin() * scale, angle.cos() / scale, angle.sin() / scale
 
 
+def xpos_limit(dtype) -> int:
+    """Tokens of a row before keys, up to 3.5^(n / 512) times as large at position n, leave the range of `dtype`."""
+    return int(XPOS_SCALE_BASE * math.log(torch.finfo(dtype).max / 32) / math.log(3.5))
+
+
 def rotate(x_BHTK, cos, sin):
     """Turns each adjacent pair (x_2i, x_2i+1) by its angle, in float32 (the scale spans orders of magnitude)."""
     even, odd = x_BHTK[..., 0::2].float(), x_BHTK[..., 1::2].float()
@@ -101,10 +105,7 @@ class Attention(nn.Module):
     def __init__(self, width, heads, bias=True, inner_norm=False, dropout=0.0):
         super().__init__()
         self.heads, self.dropout = heads, dropout
-        self.query = nn.Linear(width, width, bias=bias)
-        self.key = nn.Linear(width, width, bias=bias)
-        self.value = nn.Linear(width, width, bias=bias)
-        self.out = nn.Linear(width, width, bias=bias)
+        self.query, self.key, self.value, self.out = (nn.Linear(width, width, bias=bias) for _ in range(4))
         self.inner_norm = nn.LayerNorm(width) if inner_norm else nn.Identity()
 
     def split(self, x_BTD):
@@ -156,9 +157,8 @@ class Checkpointing(nn.Module):
     gradient_checkpointing = False
 
     def run(self, layer, x, *args, once=False):
-        """layer(x, *args); `once`: not again in the backward pass, for it fills a cache."""
+        """layer(x, *args), `once` if it fills a cache; not reentrant, or a layer after frozen ones is not trained."""
         if self.gradient_checkpointing and self.training and not once:
-            # Reentrant, it would lose the gradients of a layer whose input needs none.
             return checkpoint(layer, x, *args, use_reentrant=False)
         return layer(x, *args)
 
@@ -174,6 +174,8 @@ class Decoder(Checkpointing):
         """float[B, T, D], embedded tokens -> float[B, T, D] after the final LayerNorm."""
         head_width = self.config["width"] // self.config["heads"]
         xpos = None if self.config["positions"] == "sinusoidal" else xpos_tables(positions_BT, head_width)
+        if xpos and mask_BTS.shape[-1] > (most := xpos_limit(x_BTD.dtype)):
+            raise ValueError(f"{mask_BTS.shape[-1]} tokens; with xPos in {x_BTD.dtype} a row has at most {most}")
         for i, layer in enumerate(self.layers):
             x_BTD = self.run(layer, x_BTD, mask_BTS, xpos, cache, i, once=cache is not None)
         return self.final_norm(x_BTD)
@@ -284,8 +286,7 @@ class Kosmos(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        text, vision, connector = (config[name] for name in ("text", "vision", "connector"))
-        self.config = config
+        self.config, text, vision, connector = config, *(config[name] for name in ("text", "vision", "connector"))
         self.embedding = nn.Embedding(text["vocab_size"], text["width"])
         self.vision = Vision(vision)
         make_connector = XConnector if connector["kind"] == "xconnector" else Perceiver
@@ -342,8 +343,7 @@ class Kosmos(nn.Module):
         if segments_BS is None:
             segments_BS = tokens.new_ones(rows, length)
         if segments_BS.shape != (rows, length):
-            found = tuple(segments_BS.shape)
-            raise ValueError(f"a mask of {found} for {rows} rows of {length} tokens, those in the cache included")
+            raise ValueError(f"a mask of {tuple(segments_BS.shape)} for {rows} rows of {length} tokens, cache included")
         mask_BTS = causal_mask(segments_BS, count)
         # A token sees those before it in its document and itself: that counts its position, through any padding.
         positions_BT = mask_BTS.sum(-1) - 1 if position_ids is None else position_ids
@@ -362,7 +362,7 @@ class Kosmos(nn.Module):
     def generate(
         self, tokens, slots=None, pixels=None, attention_mask=None, max_new_tokens=64, *, eos=2, pad=1, forbidden=()
     ):
-        """The likeliest tokens, int[B, G]: `eos` ends a row, `pad` fills it after that, `forbidden` ids never come.
+        """The most likely tokens, int[B, G]: `eos` ends a row, `pad` fills it after that, `forbidden` ids never come.
 
         The other arguments are those of `read`; padding may stand on either side.
         """
@@ -370,8 +370,8 @@ class Kosmos(nn.Module):
         cache, chosen_BG = Cache(), tokens.new_empty(len(tokens), 0, dtype=torch.long)
         ended_B = tokens.new_zeros(len(tokens), dtype=torch.bool)
         while chosen_BG.shape[1] < max_new_tokens and not ended_B.all():
-            hidden_BTD = self.read(tokens, slots, pixels, mask, cache=cache)
-            logits_BV = self.logits(last_token(hidden_BTD, mask))[:, 0].float()
+            last_B1D = last_token(self.read(tokens, slots, pixels, mask, cache=cache), mask)
+            logits_BV = self.logits(last_B1D[:, 0]).float()
             logits_BV[:, list(forbidden)] = -torch.inf
             tokens, slots, pixels = torch.where(ended_B, pad, logits_BV.argmax(-1))[:, None], None, None
             chosen_BG, mask = torch.cat([chosen_BG, tokens], dim=1), torch.cat([mask, torch.ones_like(tokens)], dim=1)
@@ -394,6 +394,6 @@ def load(directory) -> Kosmos:
 
     with torch.device("meta"):
         model = Kosmos(json.loads(Path(directory, "config.json").read_text())["model"])
-    files = sorted(Path(directory).glob("model*.safetensors"))
+    files = Path(directory).glob("model*.safetensors")
     model.load_state_dict({name: tensor for file in files for name, tensor in load_file(file).items()}, assign=True)
     return model.eval()
