@@ -8,6 +8,9 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOu
 from .configuration_kosmos_jax import KosmosJaxConfig
 from .kosmos_torch import Kosmos, last_token
 
+# transformers 5.24 renamed it, and will not take the old name for ever.
+CACHE = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
+
 
 class KosmosJaxForConditionalGeneration(PreTrainedModel, GenerationMixin):
     """Text and images in, text out; `KosmosJaxProcessor` makes the inputs.
@@ -83,7 +86,7 @@ class KosmosJaxForConditionalGeneration(PreTrainedModel, GenerationMixin):
           attention_mask: int64[B, S], 0 for padding on either side; S counts the tokens in `past_key_values` too.
           position_ids, segment_ids: for rows that hold several documents, see kosmos_torch.py.
           past_key_values: transformers' `DynamicCache`, which takes up the T tokens; `use_cache` makes one.
-          cache: what transformers calls `past_key_values` since 5.24.
+          cache: another name of `past_key_values`, that of transformers since 5.24.
           inputs_embeds: float[B, T, D] in place of `input_ids`: vectors of `get_input_embeddings()`, or others.
           labels: int64[B, T], the tokens themselves, -100 where nothing is to be predicted; shifted here.
           logits_to_keep: only the last so many; 1 is the row's last token, even with padding behind it. 0 for all. A
@@ -130,7 +133,7 @@ class KosmosJaxForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if labels is not None:
             options = dict(vocab_size=logits.shape[-1], num_items_in_batch=num_items_in_batch)
             loss = self.loss_function(logits=logits, labels=labels, **options)
-        output = CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=cache, hidden_states=states)
+        output = CausalLMOutputWithPast(loss=loss, logits=logits, hidden_states=states, **{CACHE: cache})
         return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
 
     def prepare_inputs_for_generation(
