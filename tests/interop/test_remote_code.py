@@ -78,6 +78,28 @@ def test_pixels_are_those_of_kosmos_jax_for_any_image(processor, generator, mode
     assert np.array_equal(processor.image_processor.squash(image), expected)
 
 
+def unusual_images():
+    draw = np.random.default_rng(2)
+    colour = Image.fromarray(draw.integers(0, 256, (20, 30, 4), np.uint8))
+    turned = colour.convert("RGB")
+    turned.getexif()[0x0112] = 6
+    palette = colour.convert("RGB").quantize(8)
+    palette.info["transparency"] = 3
+    deep = Image.fromarray(draw.integers(0, 65536, (20, 30), np.uint16))
+    keyed = deep.copy()
+    keyed.info["transparency"] = deep.getpixel((3, 4))
+    return dict(turned=turned, palette=palette, deep=deep, keyed=keyed, wide=deep.convert("I")) | dict(
+        floats=Image.fromarray(draw.random((20, 30), np.float32)), transparent=colour, grey=colour.convert("LA")
+    )
+
+
+@pytest.mark.parametrize("kind", unusual_images())
+def test_pixels_of_unusual_images_are_those_of_kosmos_jax(processor, generator, kind):
+    image = unusual_images()[kind]
+    expected = squash(open_image(image), generator.config.vision.image_size)
+    assert np.array_equal(processor.image_processor.squash(image), expected)
+
+
 @pytest.fixture(scope="module")
 def jax_greedy(generator, images):
     """64 tokens for each prompt; none of them is </s>, so that all are compared."""

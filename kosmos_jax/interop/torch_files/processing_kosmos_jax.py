@@ -1,8 +1,10 @@
 """Text and images to what KOSMOS-1 reads, in the tokens and pixels of kosmos_jax."""
 
+import contextlib
+
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from transformers import BatchFeature, ProcessorMixin
 from transformers.image_processing_utils import BaseImageProcessor
 
@@ -15,6 +17,26 @@ def as_list(value) -> list:
 
 def there_are(images: int) -> str:
     return "there is 1 image" if images == 1 else f"there are {images} images"
+
+
+def as_rgb(image):
+    """A PIL image as people see it, and as in training: turned as its EXIF orientation says, transparency on white.
+
+    Of 16-bit grey the high byte is taken; 32-bit integers are 16-bit grey too, and floats are grey from 0 to 1.
+    """
+    with contextlib.suppress(Exception):  # of broken EXIF: the pixels are sound
+        image = ImageOps.exif_transpose(image)
+    if image.mode in ("F", "I") or image.mode.startswith("I;16"):
+        values, most = np.asarray(image), 1.0 if image.mode == "F" else 65535
+        if not (values.min() >= 0 and values.max() <= most):
+            raise ValueError(f"the grey of an image goes from {values.min():g} to {values.max():g}, not 0 to {most:g}")
+        grey = np.round(values * 255) if image.mode == "F" else values >> 8
+        grey[values == image.info.get("transparency", -1)] = 255
+        image = Image.fromarray(grey.astype(np.uint8))
+    if image.has_transparency_data:
+        shown, image = image.convert("RGBA"), Image.new("RGB", image.size, "white")
+        image.paste(shown, mask=shown)
+    return image.convert("RGB")
 
 
 class KosmosJaxImageProcessor(BaseImageProcessor):
@@ -43,7 +65,7 @@ class KosmosJaxImageProcessor(BaseImageProcessor):
                 )
             image = Image.fromarray(array)
         shape = (self.size["width"], self.size["height"])
-        return np.asarray(image.convert("RGB").resize(shape, Image.Resampling.BICUBIC))
+        return np.asarray(as_rgb(image).resize(shape, Image.Resampling.BICUBIC))
 
     def __call__(self, images, return_tensors="pt"):
         """An image or a list of them -> pixel_values float32[N, 3, H, W]."""
