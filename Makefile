@@ -40,7 +40,9 @@ test-all: test test-slow
 
 # What an export holds is for transformers 4.57 too.
 test-transformers4: $(VENV)/transformers-4/is-whole
-	PYTHONPATH=$(VENV)/transformers-4 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/interop/test_remote_code.py
+	PYTHONPATH=$(VENV)/transformers-4 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest \
+	    tests/interop/test_remote_{api,code}.py \
+	    tests/interop/test_export.py::test_pytorch_gives_our_numbers_and_import_our_bits
 
 bench: $(VENV)/has-test
 	$(BIN)/python benchmarks/cpu.py

@@ -20,6 +20,7 @@ class Shape(NamedTuple):
     remat: str = "none"
     loss_chunk: int = 0
     unroll: int = 1
+    attention_dropout: float = 0.1
 
 
 def our_config(shape: Shape):
@@ -29,7 +30,8 @@ def our_config(shape: Shape):
 
     config = kosmos1.get_config().model
     config.update(dtype=shape.dtype, remat=shape.remat, scan_unroll=shape.unroll)
-    config.text.update(vocab_size=shape.vocab, positions="sinusoidal", attention_dropout=0.1, **shape.text)
+    config.text.update(vocab_size=shape.vocab, positions="sinusoidal", **shape.text)
+    config.text.attention_dropout = config.connector.dropout = shape.attention_dropout
     config.vision.update(image_size=IMAGE, patch_size=14, **shape.vision)
     config.connector.update(tokens=Q, heads=shape.text["heads"])
     return apply_overrides(config, [])
@@ -44,7 +46,8 @@ def their_model(shape: Shape):
     torch.manual_seed(0)
     ours, eyes = shape.text, shape.vision
     text = dict(vocab_size=shape.vocab, max_position_embeddings=2048, embed_dim=ours["width"], layers=ours["layers"])
-    text |= dict(ffn_dim=ours["ffn"], attention_heads=ours["heads"], dropout=0.1, attention_dropout=0.1)
+    text |= dict(ffn_dim=ours["ffn"], attention_heads=ours["heads"])
+    text |= dict(dropout=0.1, attention_dropout=shape.attention_dropout)
     vision = dict(hidden_size=eyes["width"], intermediate_size=eyes["ffn"], num_hidden_layers=eyes["layers"])
     vision |= dict(num_attention_heads=eyes["heads"], image_size=IMAGE, patch_size=14)
     config = transformers.Kosmos2Config(text_config=text, vision_config=vision, latent_query_num=Q)

@@ -4,11 +4,12 @@ import re
 
 from kosmos_jax.errors import UserError
 
-VERIFY_NEEDS = {
-    "hf-kosmos2": ("torch", "transformers"),
-    "hf-remote-code": ("torch", "transformers"),
-    "torch": ("torch",),
-    "torchscale": ("torch",),
+# What is imported to write a target, and to verify it.
+NEEDS = {
+    "hf-kosmos2": (["tokenizers"], ["torch", "transformers"]),
+    "hf-remote-code": (["tokenizers"], ["torch", "transformers"]),
+    "torch": (["tokenizers"], ["torch", "safetensors.torch"]),
+    "torchscale": ([], ["torch", "safetensors.torch", "torchscale.architecture.decoder"]),
 }
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
@@ -31,8 +32,9 @@ def export(args) -> int:
     from kosmos_jax.interop.export import export
     from kosmos_jax.interop.packages import needed
 
-    for package in VERIFY_NEEDS[args.to] if args.verify else ():
-        needed(package)  # before hours of writing, not after
+    to_write, to_verify = NEEDS[args.to]
+    for module in to_write + to_verify * args.verify:
+        needed(module)  # before hours of writing, not after
     record = export(args.checkpoint, args.to, args.out, args.dtype, size_in_bytes(args.max_shard_size))
     print(f"{args.out}: step {record.step} of {record.directory} as {args.to}, {args.dtype}")
     if not args.verify:

@@ -119,8 +119,8 @@ NOTES = {
     "hf-kosmos2": """\
 - transformers' own Kosmos-2 has faults that no file here can mend; `kosmos export --to hf-remote-code` has none:
   - Attention by SDPA gave wrong image vectors from 4.52.1 to 5.22.2. `config.json` asks for "eager", which is right in
-    all of them: do not override it.
-  - In a batch, rows generate other tokens than alone: padded on the left from 4.54 on (5.23 included), unless
+    all of them: do not override it. A copy that transformers saved does not ask: `attn_implementation="eager"`.
+  - In a batch, rows generate other tokens than alone: padded on the left from 4.54 on (5.24 included), unless
     `use_cache=False`; padded on the right always. One prompt at a time is right.
   - Beams, and `num_return_sequences` above 1, mix up the images where a row has several.
   - `generation_config.json` is not read: give lengths, beams and the like to `generate`.
@@ -129,12 +129,15 @@ NOTES = {
   `num_image_tokens={tokens}` at each call. It reads a newline as a space; in training that was `</line>`: write it so.
 - With torchvision installed, transformers 5 resizes with that, and pixels differ from training by a few of 255 (by 28
   in noise). `AutoProcessor.from_pretrained(".", backend="pil")` gives the pixels of training. Images 1 or 3 pixels high
-  are refused or misread by transformers 4 and 5.0.""",
+  are refused or misread by transformers 4 and 5.0.
+- In training images are turned as their EXIF orientation says and transparency is white; the processor here does
+  neither: `PIL.ImageOps.exif_transpose`, and paste on white.""",
     "hf-remote-code": """\
 - Each `<image>` in a text stands for one image, a newline for `</line>`, as in training. Other tags are read as text.
 - `trust_remote_code` runs the code of this folder on your machine: four short files, made to be read.""",
     "torch": """\
 - An image is `<image>`, {tokens} slots and `</image>`, as above. Between two lines stands `</line>`.
+- In training images are turned as their EXIF orientation says and transparency is white; `convert` does neither.
 - `tokenizer.encode` takes a tag in a text for the tag: for text of strangers set `encode_special_tokens = True`.""",
     "torchscale": """\
 - The decoder alone: text, no images, no padding on the left.

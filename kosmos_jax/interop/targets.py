@@ -36,12 +36,8 @@ def plain(config) -> Any:
 
 
 def _for_transformers(dtype: str) -> dict[str, Any]:
-    """What every config.json for transformers says.
-
-    "_attn_implementation" is there because SDPA gave wrong image vectors in transformers 4.52.1 to 5.22.2; that key is
-    read by all of them. "torch_dtype" is "dtype" for transformers before 4.56.
-    """
-    return dict(dtype=dtype, torch_dtype=dtype, _attn_implementation="eager", tie_word_embeddings=True)
+    """What every config.json for transformers says; "torch_dtype" is "dtype" for transformers before 4.56."""
+    return dict(dtype=dtype, torch_dtype=dtype, tie_word_embeddings=True)
 
 
 def _kosmos2_refusal(model) -> str:
@@ -56,15 +52,21 @@ def _kosmos2_refusal(model) -> str:
 
 
 def kosmos2_config(model, dtype: str) -> dict[str, Any]:
-    """config.json of transformers' Kosmos2Config."""
-    text, vision = model.text, model.vision
+    """config.json of transformers' Kosmos2Config.
+
+    It asks for eager attention because SDPA gave wrong image vectors in transformers 4.52.1 to 5.22.2: in each section,
+    since from 4.54 to 4.57 what the top says does not reach the sections.
+    """
+    text, vision, eager = model.text, model.vision, dict(_attn_implementation="eager")
     return dict(
         architectures=["Kosmos2ForConditionalGeneration"],
         model_type="kosmos-2",
         **_for_transformers(dtype),
+        **eager,
         latent_query_num=model.connector.tokens,
         text_config=dict(
             model_type="kosmos_2_text_model",
+            **eager,
             vocab_size=text.vocab_size,
             max_position_embeddings=text.max_positions,
             embed_dim=text.width,
@@ -83,6 +85,7 @@ def kosmos2_config(model, dtype: str) -> dict[str, Any]:
         ),
         vision_config=dict(
             model_type="kosmos_2_vision_model",
+            **eager,
             hidden_size=vision.width,
             intermediate_size=vision.ffn,
             num_hidden_layers=vision.layers,

@@ -3,7 +3,7 @@
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -21,8 +21,8 @@ from kosmos_jax.model.vision import normalize_pixels
 # float32, of the stored weights for the other two (the arithmetic is float32 always).
 TOLERANCES = {"float32": 1e-5, "float16": 5e-3, "bfloat16": 4e-2}
 
-# (tokens, slots, normalised pixels, attention mask) -> logits, all as NumPy arrays; images are [N, 3, H, W].
-Theirs = Callable[[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray], np.ndarray]
+# (tokens, slots, normalised pixels or None, attention mask) -> logits, all of them tensors; images are [N, 3, H, W].
+Theirs = Callable[..., Any]
 
 
 class Agreement(NamedTuple):
@@ -49,7 +49,7 @@ def verify(path, to: str, out: Path, dtype: str) -> list[Agreement]:
     Raises:
       UserError: PyTorch, or what else the target needs, is not installed.
     """
-    theirs = LOADERS[to](Path(out))
+    torch, theirs = needed("torch"), LOADERS[to](Path(out))
     restored = checkpoint.restore(path)
     model = apply_overrides(restored.config, ["model.dtype=float32"]).model
     graph, _ = abstract_model(model)
@@ -71,8 +71,14 @@ def verify(path, to: str, out: Path, dtype: str) -> list[Agreement]:
         first += len(rows)
         images = sum(len(row.images) for row in rows)
         batch = collate(rows, restored.tokenizer.pad, model.connector.tokens)
-        pixels = np.asarray(normalize_pixels(batch.images_NHWC[:images])).transpose(0, 3, 1, 2) if images else None
-        found_BTV = theirs(batch.tokens_BT, batch.slots_BT, pixels, batch.segments_BT)
+        ids = (batch.tokens_BT, batch.slots_BT, batch.segments_BT)
+        tokens, slots, mask = (torch.from_numpy(array).long() for array in ids)
+        pixels = None
+        if images:
+            pixels_NCHW = normalize_pixels(batch.images_NHWC[:images]).transpose(0, 3, 1, 2)
+            pixels = torch.from_numpy(np.array(pixels_NCHW, order="C"))
+        with torch.inference_mode():
+            found_BTV = theirs(tokens, slots, pixels, mask).numpy()
         ours, found = ours_BTV[here][real_BT[here]], found_BTV[batch.segments_BT > 0]
         agreements.append(agreement(case, ours, found))
     return agreements
@@ -138,65 +144,36 @@ def report(agreements: list[Agreement], dtype: str) -> tuple[str, bool]:
     return "\n".join(lines), good
 
 
-def _torch_from(arrays: dict):
-    """As PyTorch tensors, whole numbers as int64; what is None is left out."""
-    import torch
-
-    tensors = {name: torch.from_numpy(np.ascontiguousarray(x)) for name, x in arrays.items() if x is not None}
-    return {name: tensor if tensor.is_floating_point() else tensor.long() for name, tensor in tensors.items()}
-
-
 def _kosmos2(out: Path) -> Theirs:
-    torch, transformers = needed("torch"), needed("transformers")
-    model = transformers.Kosmos2ForConditionalGeneration.from_pretrained(out, dtype=torch.float32).eval()
+    load = needed("transformers").Kosmos2ForConditionalGeneration.from_pretrained
+    model = load(out, dtype="float32").eval()
 
-    @torch.inference_mode()
     def logits(tokens, slots, pixels, mask):
-        inputs = _torch_from(dict(input_ids=tokens, attention_mask=mask))
         if pixels is None:  # the whole model refuses to read without an image
-            return model.text_model(**inputs).logits.numpy()
-        images = _torch_from(dict(pixel_values=pixels, image_embeds_position_mask=(slots >= 0)))
-        return model(**inputs, **images).logits.numpy()
+            return model.text_model(input_ids=tokens, attention_mask=mask).logits
+        images = dict(pixel_values=pixels, image_embeds_position_mask=(slots >= 0).long())
+        return model(input_ids=tokens, attention_mask=mask, **images).logits
 
     return logits
 
 
 def _remote_code(out: Path) -> Theirs:
-    torch, transformers = needed("torch"), needed("transformers")
-    load = transformers.AutoModelForImageTextToText.from_pretrained
-    model = load(out, trust_remote_code=True, dtype=torch.float32).eval()
-
-    @torch.inference_mode()
-    def logits(tokens, slots, pixels, mask):
-        inputs = dict(input_ids=tokens, attention_mask=mask)
-        inputs |= dict(image_slots=slots, pixel_values=pixels)
-        return model(**_torch_from(inputs)).logits.numpy()
-
-    return logits
+    load = needed("transformers").AutoModelForImageTextToText.from_pretrained
+    model = load(out, trust_remote_code=True, dtype="float32").eval()
+    return lambda tokens, slots, pixels, mask: model(tokens, slots, pixels, mask).logits
 
 
 def _torch(out: Path) -> Theirs:
-    torch = needed("torch")
     spec = importlib.util.spec_from_file_location("kosmos_torch", out / "kosmos_torch.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    model = module.load(out).float().eval()
-
-    @torch.inference_mode()
-    def logits(tokens, slots, pixels, mask):
-        inputs = dict(tokens=tokens, slots=slots, pixels=pixels)
-        inputs |= dict(attention_mask=mask)
-        return model(**_torch_from(inputs)).numpy()
-
-    return logits
+    return module.load(out).float().eval()
 
 
 def _torchscale(out: Path) -> Theirs:
     torch = needed("torch")
-    needed("torchscale.architecture.decoder", install="--no-deps torchscale==0.3.0")
-    from safetensors.torch import load_file
+    load_file, decoder = needed("safetensors.torch").load_file, needed("torchscale.architecture.decoder")
     from torchscale.architecture.config import DecoderConfig
-    from torchscale.architecture.decoder import Decoder
 
     from kosmos_jax.model.positions import sinusoids
 
@@ -208,7 +185,7 @@ def _torchscale(out: Path) -> Theirs:
         def forward(self, tokens, incremental_state=None):
             return torch.from_numpy(np.array(sinusoids(np.arange(tokens.shape[1])[None], width)))
 
-    model = Decoder(
+    model = decoder.Decoder(
         args,
         embed_tokens=torch.nn.Embedding(args.vocab_size, width),
         embed_positions=None if config["positions"] == "xpos" else Sinusoids(),
@@ -216,12 +193,7 @@ def _torchscale(out: Path) -> Theirs:
     state = {name: tensor for file in sorted(out.glob("*.safetensors")) for name, tensor in load_file(file).items()}
     model.load_state_dict({name: tensor.float() for name, tensor in state.items()})
     model.eval()
-
-    @torch.inference_mode()
-    def logits(tokens, slots, pixels, mask):
-        return model(torch.from_numpy(tokens).long())[0].numpy()
-
-    return logits
+    return lambda tokens, *others: model(tokens)[0]
 
 
 LOADERS = {"hf-kosmos2": _kosmos2, "hf-remote-code": _remote_code, "torch": _torch, "torchscale": _torchscale}

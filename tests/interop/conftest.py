@@ -1,12 +1,16 @@
 """Checkpoints of tiny models with random weights, as training would leave them."""
 
+import numpy as np
 import pytest
+import torch
 import transformers
+from PIL import Image
 
 from configs import kosmos2
 from data_pipeline.tokenizer import TAGS, Tokenizer
 from kosmos_jax import checkpoint
 from kosmos_jax.config import apply_overrides
+from kosmos_jax.interop.export import export
 from kosmos_jax.model import parameters
 from tests.inference.conftest import TEXTS
 from tests.model.tiny import model_config, random_model
@@ -52,3 +56,46 @@ def sinusoidal_run(save_checkpoint):
 @pytest.fixture(scope="session")
 def xpos_run(save_checkpoint):
     return save_checkpoint(**{"connector.kind": "perceiver", "connector.layers": 2})
+
+
+@pytest.fixture(scope="session")
+def remote_code(xpos_run, tmp_path_factory):
+    """The folder of an hf-remote-code export."""
+    out = tmp_path_factory.mktemp("export") / "hf_remote_code"
+    export(xpos_run, "hf-remote-code", out)
+    return out
+
+
+@pytest.fixture(scope="session")
+def processor(remote_code):
+    return transformers.AutoProcessor.from_pretrained(remote_code, trust_remote_code=True)
+
+
+@pytest.fixture(scope="session")
+def load_model(remote_code):
+    """Function from options of `from_pretrained` to the export's model."""
+    load = transformers.AutoModelForImageTextToText.from_pretrained
+    return lambda **options: load(remote_code, trust_remote_code=True, **options)
+
+
+@pytest.fixture(scope="session")
+def model(load_model):
+    return load_model().eval()
+
+
+@pytest.fixture
+def trainable(load_model):
+    """A model in training, with nothing dropped out."""
+    model = load_model().train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        elif isinstance(getattr(module, "dropout", None), float):
+            module.dropout = 0.0
+    return model
+
+
+@pytest.fixture(scope="session")
+def images():
+    drawn = np.random.default_rng(7).integers(0, 256, (7, 24, 20, 3), np.uint8)
+    return [Image.fromarray(pixels) for pixels in drawn]

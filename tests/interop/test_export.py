@@ -136,11 +136,30 @@ def test_what_is_no_number_is_not_equal():
     assert report(agreements[:1], "float32")[1] and not report(agreements, "float32")[1]
 
 
-def test_a_missing_pytorch_is_told_before_anything_is_written(run_of, tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "torch", None)
-    words = ["export", "--checkpoint", str(run_of("both")), "--to", "torch", "--out", f"{tmp_path}/out", "--verify"]
-    assert main(words) == 2
-    assert "pip install 'kosmos_jax[torch]'" in capsys.readouterr().err and not list(tmp_path.iterdir())
+@pytest.mark.parametrize(
+    "to, missing, install",
+    [
+        ("torch", "tokenizers", "'kosmos_jax[torch]'"),
+        ("torch", "torch", "'kosmos_jax[torch]'"),
+        ("torchscale", "torchscale", "--no-deps torchscale==0.3.0"),
+        ("torchscale", "fairscale", "fairscale"),
+        ("torchscale", "timm", "timm"),
+    ],
+)
+def test_what_is_missing_is_told_before_anything_is_written(
+    run_of, tmp_path, monkeypatch, capsys, to, missing, install
+):
+    with torchscale_alone():
+        for module in [name for name in sys.modules if name.startswith("torchscale.")]:
+            monkeypatch.delitem(sys.modules, module)
+        for module in [name for name in sys.modules if name.startswith(f"{missing}.")]:
+            monkeypatch.setitem(sys.modules, module, None)
+        monkeypatch.setitem(sys.modules, missing, None)
+        monkeypatch.setattr(checkpoint, "read_record", None)
+        words = ["export", "--checkpoint", str(run_of("both")), "--to", to, "--out", f"{tmp_path}/out", "--verify"]
+        assert main(words) == 2
+    error = capsys.readouterr().err
+    assert f"{missing} is needed" in error and f"pip install {install}\n" in error and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("damaged, message", [("_METADATA", "no JSON"), ("d/*", "cannot be read as a checkpoint")])

@@ -141,6 +141,19 @@ def test_a_row_ends_with_eos_and_is_padding_from_there(xpos_pair):
     ended = model.generate(tokens, max_new_tokens=12, eos=eos)
     first = int((free[0] == eos).nonzero()[0])
     assert ended[0].tolist() == free[0, : first + 1].tolist() + [1] * (ended.shape[1] - first - 1)
+    for count in (0, 1, 5):
+        assert torch.equal(model.generate(tokens, max_new_tokens=count), free[:, :count])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_rows_that_xpos_cannot_tell_apart_are_refused_and_others_are_finite(xpos_pair, dtype):
+    config, _, model = xpos_pair
+    most = kosmos_torch.xpos_limit(dtype)
+    for table in kosmos_torch.xpos_tables(torch.tensor([[0, most - 1]]), 64):
+        assert (30 * table).to(dtype).isfinite().all()
+    x_BTD, position = torch.zeros(1, 1, config.text.width, dtype=dtype), torch.tensor([[0]])
+    with pytest.raises(ValueError, match=f"{most + 1} tokens; with xPos in {dtype} a row has at most {most}"):
+        model.decoder(x_BTD, torch.ones(1, 1, 1).expand(1, 1, most + 1), position)
 
 
 def gradients(model, batch):
@@ -161,9 +174,10 @@ def test_gradient_checkpointing_gives_the_same_gradients(pair):
     batch = to_torch(tokens, segments, slots, images)
     kept = gradients(model, batch)
     model.decoder.gradient_checkpointing = model.vision.gradient_checkpointing = True
-    again = gradients(model, batch)
     assert all(gradient.abs().max() > 0 for gradient in kept.values())
-    assert all(torch.equal(kept[name], again[name]) for name in kept)
+    for cache in ([], [None, None, kosmos_torch.Cache()]):
+        again = gradients(model, (*batch, *cache))
+        assert all(torch.equal(kept[name], again[name]) for name in kept)
 
 
 def test_dropout_is_there_in_training_alone(xpos_pair):
@@ -200,12 +214,26 @@ def test_a_folder_loads_in_the_dtype_of_its_weights(xpos_pair, tmp_path):
         assert difference(theirs(*batch), model(*batch).float(), segments > 0) < 0.05
 
 
+@torch.no_grad()
+def test_no_images_are_as_good_as_none_and_no_rows_give_none(xpos_pair):
+    _, _, model = xpos_pair
+    tokens = torch.arange(4, 24).reshape(2, 10)
+    assert torch.equal(model(tokens, torch.full_like(tokens, -1), torch.zeros(0, 3, 16, 16)), model(tokens))
+    assert model(tokens[:0]).shape == (0, 10, model.config["text"]["vocab_size"])
+    assert model.generate(tokens[:0]).shape == (0, 0) and model.encode_images(torch.zeros(0, 3, 16, 16)).shape[0] == 0
+
+
 def test_images_without_slots_or_slots_without_images_or_a_mask_of_another_length_are_refused(xpos_pair):
     _, _, model = xpos_pair
     tokens = torch.arange(4, 12)[None]
     with pytest.raises(ValueError, match="there are none"):
         model(tokens, slots=torch.arange(8)[None])
+    for slots in (torch.arange(9)[None], torch.arange(8), torch.ones(1, 8, dtype=torch.bool)):
+        with pytest.raises(ValueError, match=r"slots are torch.*, tokens int\[1, 8\]"):
+            model(tokens, slots, torch.zeros(1, 3, 16, 16))
     with pytest.raises(ValueError, match="no slots"):
         model(tokens, pixels=torch.zeros(1, 3, 16, 16))
+    with pytest.raises(ValueError, match="there are none"):
+        model(tokens, torch.arange(8)[None], torch.zeros(0, 3, 16, 16))
     with pytest.raises(ValueError, match=r"\(1, 7\) for 1 rows of 8 tokens"):
         model(tokens, attention_mask=torch.ones(1, 7))

@@ -19,7 +19,7 @@ class KosmosJaxConfig(PretrainedConfig):
     """The sections `text`, `vision` and `connector` of kosmos_jax's config.model, as plain dictionaries."""
 
     model_type = "kosmos-jax"
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference = ["past_key_values", "cache"]
 
     vocab_size = section_property("text", "vocab_size")
     hidden_size = section_property("text", "width")

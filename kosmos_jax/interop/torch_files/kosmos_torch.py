@@ -12,9 +12,8 @@ Shapes are written as a suffix of a tensor's name, one letter for each dimension
     K  width of a head            V  vocabulary
 
 Read from the end: `Kosmos` is the whole, `Decoder`, `Vision` and the connectors are its parts. There are no buffers:
-tables of positions are computed when they are needed, so nothing but weights is ever stored or moved.
-
-Initial values are PyTorch's and not those of training: this file is for weights that were trained.
+tables of positions are computed when they are needed, so nothing but weights is ever stored or moved. Initial values
+are PyTorch's and not those of training: this file is for weights that were trained.
 """
 
 import json
@@ -89,6 +88,11 @@ def xpos_tables(positions_BT, head_width: int):
     return angle.cos() * scale, angle.sin() * scale, angle.cos() / scale, angle.sin() / scale
 
 
+def xpos_limit(dtype) -> int:
+    """Tokens of a row before keys, up to 3.5^(n / 512) times as large at position n, leave the range of `dtype`."""
+    return int(XPOS_SCALE_BASE * math.log(torch.finfo(dtype).max / 32) / math.log(3.5))
+
+
 def rotate(x_BHTK, cos, sin):
     """Turns each adjacent pair (x_2i, x_2i+1) by its angle, in float32 (the scale spans orders of magnitude)."""
     even, odd = x_BHTK[..., 0::2].float(), x_BHTK[..., 1::2].float()
@@ -101,10 +105,7 @@ class Attention(nn.Module):
     def __init__(self, width, heads, bias=True, inner_norm=False, dropout=0.0):
         super().__init__()
         self.heads, self.dropout = heads, dropout
-        self.query = nn.Linear(width, width, bias=bias)
-        self.key = nn.Linear(width, width, bias=bias)
-        self.value = nn.Linear(width, width, bias=bias)
-        self.out = nn.Linear(width, width, bias=bias)
+        self.query, self.key, self.value, self.out = (nn.Linear(width, width, bias=bias) for _ in range(4))
         self.inner_norm = nn.LayerNorm(width) if inner_norm else nn.Identity()
 
     def split(self, x_BTD):
@@ -155,9 +156,9 @@ class Checkpointing(nn.Module):
 
     gradient_checkpointing = False
 
-    def run(self, layer, x, *args):
-        """layer(x, *args); never reentrant, for that loses the gradients of a layer whose input needs none."""
-        if self.gradient_checkpointing and self.training:
+    def run(self, layer, x, *args, once=False):
+        """layer(x, *args), `once` if it fills a cache; not reentrant, or a layer after frozen ones is not trained."""
+        if self.gradient_checkpointing and self.training and not once:
             return checkpoint(layer, x, *args, use_reentrant=False)
         return layer(x, *args)
 
@@ -173,8 +174,10 @@ class Decoder(Checkpointing):
         """float[B, T, D], embedded tokens -> float[B, T, D] after the final LayerNorm."""
         head_width = self.config["width"] // self.config["heads"]
         xpos = None if self.config["positions"] == "sinusoidal" else xpos_tables(positions_BT, head_width)
+        if xpos and mask_BTS.shape[-1] > (most := xpos_limit(x_BTD.dtype)):
+            raise ValueError(f"{mask_BTS.shape[-1]} tokens; with xPos in {x_BTD.dtype} a row has at most {most}")
         for i, layer in enumerate(self.layers):
-            x_BTD = self.run(layer, x_BTD, mask_BTS, xpos, cache, i)
+            x_BTD = self.run(layer, x_BTD, mask_BTS, xpos, cache, i, once=cache is not None)
         return self.final_norm(x_BTD)
 
 
@@ -201,8 +204,8 @@ class Vision(Checkpointing):
 
     def __init__(self, config):
         super().__init__()
-        width, self.patch_size = config["width"], config["patch_size"]
-        patches = (config["image_size"] // self.patch_size) ** 2
+        width, self.size, self.patch_size = config["width"], config["image_size"], config["patch_size"]
+        patches = (self.size // self.patch_size) ** 2
         self.class_token = nn.Parameter(torch.randn(width) * width**-0.5)
         self.positions = nn.Parameter(torch.randn(patches + 1, width) * width**-0.5)
         self.patch = nn.Linear(3 * self.patch_size**2, width, bias=False)
@@ -213,8 +216,11 @@ class Vision(Checkpointing):
     def forward(self, pixels_NCHW):
         """float[N, 3, H, W], normalised -> float[N, P, d], unit vectors, the class token's first."""
         n, size = len(pixels_NCHW), self.patch_size
+        if pixels_NCHW.shape[1:] != (3, self.size, self.size) or not pixels_NCHW.is_floating_point():
+            found, expected = f"{pixels_NCHW.dtype}{list(pixels_NCHW.shape)}", f"float[N, 3, {self.size}, {self.size}]"
+            raise ValueError(f"images are {found}, and this model reads {expected}, normalised")
         tiles = pixels_NCHW.to(self.positions.dtype).unflatten(3, (-1, size)).unflatten(2, (-1, size))
-        x_NPD = self.patch(torch.einsum("nchpwq->nhwpqc", tiles).reshape(n, len(self.positions) - 1, -1))
+        x_NPD = self.patch(torch.einsum("nchpwq->nhwpqc", tiles).reshape(n, len(self.positions) - 1, 3 * size**2))
         x_NPD = torch.cat([self.class_token.to(x_NPD.dtype).expand(n, 1, -1), x_NPD], dim=1)
         x_NPD = self.ln_pre(x_NPD + self.positions)
         for layer in self.layers:
@@ -280,8 +286,7 @@ class Kosmos(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        text, vision, connector = (config[name] for name in ("text", "vision", "connector"))
-        self.config = config
+        self.config, text, vision, connector = config, *(config[name] for name in ("text", "vision", "connector"))
         self.embedding = nn.Embedding(text["vocab_size"], text["width"])
         self.vision = Vision(vision)
         make_connector = XConnector if connector["kind"] == "xconnector" else Perceiver
@@ -293,14 +298,16 @@ class Kosmos(nn.Module):
         """float[N, 3, H, W], normalised -> float[N, Q, D], as the decoder's stream wants them."""
         return self.connector(self.vision(pixels_NCHW))
 
-    def embed(self, tokens_BT, slots_BT, pixels, positions_BT):
+    def embed(self, tokens, slots_BT, pixels, positions_BT):
         """Token and image vectors in one stream, scaled by sqrt(D) (the images too), with positions added."""
-        width = self.config["text"]["width"]
-        x_BTD = self.embedding(tokens_BT)
-        if pixels is not None and slots_BT is None:
+        width, has_images = self.config["text"]["width"], pixels is not None and len(pixels) > 0
+        x_BTD = tokens if tokens.ndim == 3 else self.embedding(tokens)
+        if slots_BT is not None and (slots_BT.shape != x_BTD.shape[:2] or slots_BT.dtype == torch.bool):
+            raise ValueError(f"slots are {slots_BT.dtype}{list(slots_BT.shape)}, tokens int{list(x_BTD.shape[:2])}")
+        if has_images and slots_BT is None:
             raise ValueError("there are images and no slots that say where they stand")
-        elif pixels is not None:
-            images_NQD = self.encode_images(pixels) if pixels.ndim == 4 else pixels
+        elif has_images:
+            images_NQD = self.encode_images(pixels) if pixels.shape[1:] != self.connector.queries.shape else pixels
             picked_BTD = images_NQD.flatten(0, 1)[slots_BT.clamp(min=0)]
             # No write into the embeddings: they may be leaves that need gradients, as for LoRA.
             x_BTD = torch.where((slots_BT >= 0)[..., None], picked_BTD.to(x_BTD.dtype), x_BTD)
@@ -317,7 +324,7 @@ class Kosmos(nn.Module):
         """Hidden states after the final LayerNorm; `logits` turns them into scores.
 
         Args:
-          tokens: int[B, T]; the value in an image slot does not matter.
+          tokens: int[B, T], or their vectors of `embedding`, float[B, T, D]; what is in an image slot does not matter.
           slots: int[B, T], -1 for text, otherwise n * Q + q: the q-th vector of the batch's n-th image. None for text.
           pixels: float[N, 3, H, W], see `normalize`, or what `encode_images` made of them.
           attention_mask: int[B, S], 1 for a token and 0 for padding, wherever it stands, for all that was read before
@@ -330,14 +337,13 @@ class Kosmos(nn.Module):
         Returns:
           float[B, T, D].
         """
-        rows, count = tokens.shape
+        rows, count = tokens.shape[:2]
         length = count + (0 if cache is None else int(cache.get_seq_length()))
         segments_BS = attention_mask if segment_ids is None else segment_ids
         if segments_BS is None:
             segments_BS = tokens.new_ones(rows, length)
         if segments_BS.shape != (rows, length):
-            found = tuple(segments_BS.shape)
-            raise ValueError(f"a mask of {found} for {rows} rows of {length} tokens, those in the cache included")
+            raise ValueError(f"a mask of {tuple(segments_BS.shape)} for {rows} rows of {length} tokens, cache included")
         mask_BTS = causal_mask(segments_BS, count)
         # A token sees those before it in its document and itself: that counts its position, through any padding.
         positions_BT = mask_BTS.sum(-1) - 1 if position_ids is None else position_ids
@@ -356,23 +362,21 @@ class Kosmos(nn.Module):
     def generate(
         self, tokens, slots=None, pixels=None, attention_mask=None, max_new_tokens=64, *, eos=2, pad=1, forbidden=()
     ):
-        """The likeliest tokens, int[B, G]: `eos` ends a row, `pad` fills it after that, `forbidden` ids never come.
+        """The most likely tokens, int[B, G]: `eos` ends a row, `pad` fills it after that, `forbidden` ids never come.
 
         The other arguments are those of `read`; padding may stand on either side.
         """
-        mask = torch.ones_like(tokens) if attention_mask is None else attention_mask
-        cache, chosen = Cache(), []
-        ended_B = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
-        hidden_BTD = self.read(tokens, slots, pixels, mask, cache=cache)
-        while True:
-            logits_BV = self.logits(last_token(hidden_BTD, mask))[:, 0].float()
+        mask = tokens.new_ones(tokens.shape[:2]) if attention_mask is None else attention_mask
+        cache, chosen_BG = Cache(), tokens.new_empty(len(tokens), 0, dtype=torch.long)
+        ended_B = tokens.new_zeros(len(tokens), dtype=torch.bool)
+        while chosen_BG.shape[1] < max_new_tokens and not ended_B.all():
+            last_B1D = last_token(self.read(tokens, slots, pixels, mask, cache=cache), mask)
+            logits_BV = self.logits(last_B1D[:, 0]).float()
             logits_BV[:, list(forbidden)] = -torch.inf
-            chosen.append(torch.where(ended_B, pad, logits_BV.argmax(-1)))
-            ended_B = ended_B | (chosen[-1] == eos)
-            if len(chosen) == max_new_tokens or ended_B.all():
-                return torch.stack(chosen, dim=1)
-            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-            hidden_BTD = self.read(chosen[-1][:, None], attention_mask=mask, cache=cache)
+            tokens, slots, pixels = torch.where(ended_B, pad, logits_BV.argmax(-1))[:, None], None, None
+            chosen_BG, mask = torch.cat([chosen_BG, tokens], dim=1), torch.cat([mask, torch.ones_like(tokens)], dim=1)
+            ended_B = ended_B | (tokens[:, 0] == eos)
+        return chosen_BG
 
 
 def last_token(hidden_BTD, attention_mask=None):
@@ -388,12 +392,8 @@ def load(directory) -> Kosmos:
     """The model of an export (`kosmos export --to torch`), in the dtype of its weights, ready for inference."""
     from safetensors.torch import load_file
 
-    directory = Path(directory)
-    config = json.loads((directory / "config.json").read_text())["model"]
     with torch.device("meta"):
-        model = Kosmos(config)
-    weights = {}
-    for path in sorted(directory.glob("model*.safetensors")):
-        weights |= load_file(path)
-    model.load_state_dict(weights, assign=True)
+        model = Kosmos(json.loads(Path(directory, "config.json").read_text())["model"])
+    files = Path(directory).glob("model*.safetensors")
+    model.load_state_dict({name: tensor for file in files for name, tensor in load_file(file).items()}, assign=True)
     return model.eval()
