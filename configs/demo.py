@@ -28,7 +28,7 @@ def get_config():
     config.training.update(
         steps=1200,
         log_every=20,
-        eval_every=300,
+        eval_every=600,
         eval_batches=4,
         checkpoint_every=300,
         keep_last=2,

@@ -175,6 +175,9 @@ def during_training(split: str = "validation"):
         nonlocal generator
         from kosmos_jax.inference.engine import Generator
 
+        # On one device without its mesh, so that `kosmos eval` finds the programs that are compiled here.
+        if all(len(leaf.sharding.device_set) == 1 for leaf in params.values()):
+            params = {path: leaf.addressable_data(0) for path, leaf in params.items()}
         if generator is None:
             generator = Generator(config.model, params, tokenizer)
         else:

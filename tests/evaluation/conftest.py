@@ -47,7 +47,7 @@ def workdir(config, tokenizer, tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     state = initial_state(config, make_optimizer(config.training.optimizer, 10), jax.random.key(0))
     manager = checkpoint.make_manager(folder)
-    checkpoint.save(manager, state, checkpoint.run_record(config, tokenizer, state, {}))
+    checkpoint.save(manager, state, config, tokenizer, {"next_step": 0})
     manager.wait_until_finished()
     manager.close()
     draw = np.random.default_rng(0)
