@@ -15,6 +15,7 @@ import platform
 import statistics
 import time
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 from contenders import Q, Shape, our_config, random_rows, their_inputs, their_model, train_step
@@ -108,6 +109,14 @@ def measure(contenders, repeats: int) -> list[list[float]]:
     return times
 
 
+def processor() -> str:
+    """The processor's name."""
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text().splitlines() if file.is_file() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
@@ -129,7 +138,7 @@ def main():
     params = jax.jit(lambda: parameters(Kosmos(config, nnx.Rngs(0))))()
     models = SimpleNamespace(config=config, graph=abstract_model(config)[0], params=params, torch=their_model(SHAPE))
     ours, theirs = sum(x.size for x in params.values()), sum(p.numel() for p in models.torch.parameters())
-    print(f"{platform.processor() or platform.machine()}, {args.threads} threads, load {os.getloadavg()[0]:.1f}")
+    print(f"{processor()}, Python {platform.python_version()}, {args.threads} threads, load {os.getloadavg()[0]:.1f}")
     print(f"jax {jax.__version__}, torch {torch.__version__}, transformers {transformers.__version__}, float32")
     print(f"parameters: ours {ours / 1e6:.2f}M, transformers {theirs / 1e6:.2f}M\n")
     print(f"{'':46}{'ours, ms':>18}{'transformers, ms':>20}{'ratio':>8}")
