@@ -3,7 +3,6 @@
 import argparse
 import difflib
 import faulthandler
-import logging
 import os
 import signal
 import sys
@@ -12,6 +11,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from kosmos_jax.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, EXIT_USAGE, PassingError, UserError
+from kosmos_jax.logs import set_up_logging
 
 OVERRIDE = "--config."
 
@@ -291,18 +291,6 @@ def main(argv: list[str] | None = None) -> int:
         return getattr(error, "status", PassingError.status)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
-
-
-def set_up_logging() -> None:
-    """Messages of the project to stderr; of other packages, what is an error."""
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
-    for package in ("absl", "asyncio"):  # Orbax warns of its defaults, and logs what it raises too
-        logging.getLogger(package).setLevel(logging.CRITICAL)
-    for package in ("kosmos_jax", "data_pipeline"):
-        logging.getLogger(package).setLevel(logging.INFO)
-    # After Orbax failed to read one array, Python says of each other one that nobody waits for it any more.
-    said = sys.unraisablehook
-    sys.unraisablehook = lambda what: None if "Event loop is closed" in str(what.exc_value) else said(what)
 
 
 if __name__ == "__main__":

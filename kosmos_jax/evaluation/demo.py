@@ -8,8 +8,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from data_pipeline import builtin
-from kosmos_jax.cli import set_up_logging
 from kosmos_jax.evaluation.command import evaluate
+from kosmos_jax.logs import set_up_logging
 
 NEXT = """
 Try next:
