@@ -127,14 +127,14 @@ def training() -> dict:
         log_every=10,
         profile=(0, 0),  # first and last step of a trace for TensorBoard and xprof; (0, 0): none
         join_seconds=300.0,  # [ours] how long the processes of a job wait at the start until all have come
-        wait_seconds=7200.0,  # [ours] and later for one that indexes data, or reads or writes a checkpoint
+        wait_seconds=7200.0,  # [ours] and then for one that still indexes data or reads a checkpoint
         hang_seconds=1800.0,  # [ours] the process ends when no step, evaluation or checkpoint did for so long; 0: never
         wandb=False,  # metrics to Weights & Biases too
         eval_every=1000,  # 0: never
         eval_batches=8,
         checkpoint_every=1000,
         keep_last=3,  # checkpoints
-        max_failed_saves=5,  # [ours] checkpoints in a row that cannot be written before the run ends
+        max_failed_saves=5,  # [ours] the run ends when so many checkpoints in a row cannot be written
         keep_every=50_000,  # and those of steps that this divides; 0 for none
         loss_chunk=4096,  # tokens of a device whose scores exist at once, against memory; 0 for all
         ema_decay=0.0,  # [ours] 0: no moving average of the weights

@@ -15,7 +15,6 @@ It restores onto any mesh: shapes and shardings come from the caller, each proce
 import base64
 import json
 import logging
-import shutil
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +26,7 @@ from ml_collections import ConfigDict
 from data_pipeline.tokenizer import Tokenizer
 from kosmos_jax.checksums import checksums, names
 from kosmos_jax.config import from_json, to_json
-from kosmos_jax.errors import UserError
+from kosmos_jax.errors import UserError, from_os
 from kosmos_jax.model import STACKS, abstract_model
 
 log = logging.getLogger(__name__)
@@ -41,8 +40,18 @@ class Damaged(UserError):
     """A checkpoint whose files can be read and do not hold what was written."""
 
 
-def make_manager(workdir, keep_last=None, keep_every=None) -> ocp.CheckpointManager:
-    """Orbax's manager of `workdir`/checkpoints: saves in the background, keeps the last few and every K-th."""
+class Manager(ocp.CheckpointManager):
+    """Orbax's, but for one thing: it asks JAX about preemption under the number of the step.
+
+    JAX has one counter for that, and `distributed.Preemption` is the one who uses it.
+    """
+
+    def reached_preemption(self, step: int) -> bool:
+        return False
+
+
+def make_manager(workdir, keep_last=None, keep_every=None) -> Manager:
+    """The manager of `workdir`/checkpoints: saves in the background, keeps the last few and every K-th."""
     options = ocp.CheckpointManagerOptions(
         max_to_keep=keep_last or None,
         keep_period=keep_every or None,
@@ -50,7 +59,7 @@ def make_manager(workdir, keep_last=None, keep_every=None) -> ocp.CheckpointMana
         async_options=ocp.AsyncOptions(create_directories_asynchronously=False),  # an error is there at once
         atomicity_options=IN_PLACE,
     )
-    return ocp.CheckpointManager(Path(workdir).absolute() / "checkpoints", options=options, item_names=ITEMS)
+    return Manager(Path(workdir).absolute() / "checkpoints", options=options, item_names=ITEMS)
 
 
 def items(state) -> dict[str, dict]:
@@ -192,11 +201,10 @@ def committed_steps(folder: Path) -> list[int]:
     return sorted(int(path.name) for path in found if path.name.isdigit() and (path / COMMITTED).is_file())
 
 
-def remove_unfinished(folder: Path) -> None:
-    """Deletes what kills and failures left in a `checkpoints` folder: steps that were never committed."""
-    for path in folder.iterdir() if folder.is_dir() else ():
-        if path.name.isdigit() and not (path / COMMITTED).is_file():
-            shutil.rmtree(path, ignore_errors=True)
+def unfinished_steps(folder: Path) -> list[int]:
+    """The steps in a `checkpoints` folder that a kill or an error left without the file that commits them."""
+    found = folder.iterdir() if folder.is_dir() else ()
+    return sorted(int(path.name) for path in found if path.name.isdigit() and not (path / COMMITTED).is_file())
 
 
 def step_directory(path) -> Path:
@@ -241,7 +249,9 @@ def reading(directory: Path):
     """Turns what goes wrong inside the block into a UserError: the checkpoint cannot be read."""
     try:
         yield
-    except (ValueError, OSError, KeyError) as error:
+    except OSError as error:
+        raise from_os(f"{directory} cannot be read", error) from error
+    except (ValueError, KeyError) as error:
         raise UserError(f"{directory} cannot be read as a checkpoint: {first_line(error)}") from error
 
 

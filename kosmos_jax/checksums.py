@@ -22,30 +22,31 @@ def names(tree) -> dict[str, jax.Array]:
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
-def checksums(tree) -> dict[str, int]:
+def checksums(tree, first: int = 0) -> dict[str, int]:
     """Name -> checksum of every array of a tree; the same in all processes.
 
     Args:
       tree: of jax.Array, on any mesh, or of numpy arrays; 8 to 32 bits an element.
+      first: i of the first word of each array, where it is a part of a larger one; those of the parts add up.
     """
     arrays = names(tree)
     if not arrays:
         return {}
     sharding = getattr(next(iter(arrays.values())), "sharding", None)
     replicated = NamedSharding(sharding.mesh, P()) if isinstance(sharding, NamedSharding) else None
-    sums = jax.jit(_sums, out_shardings=replicated)(arrays)
+    sums = jax.jit(_sums, out_shardings=replicated)(arrays, np.uint32(first % 2**32))
     return {name: int(number) for name, number in jax.device_get(sums).items()}
 
 
-def _sums(arrays):
-    return {name: _sum(array) for name, array in arrays.items()}
+def _sums(arrays, first):
+    return {name: _sum(array, first) for name, array in arrays.items()}
 
 
-def _sum(array):
+def _sum(array, first):
     unsigned = jnp.dtype(f"uint{8 * array.dtype.itemsize}")
     words = jax.lax.bitcast_convert_type(array, unsigned).astype(jnp.uint32)
     strides = np.cumprod([1, *array.shape[:0:-1]], dtype=object)[::-1]
-    place = jnp.zeros(array.shape, jnp.uint32)
+    place = jnp.full(array.shape, first)
     for axis, stride in enumerate(strides[: array.ndim]):
         place += jax.lax.broadcasted_iota(jnp.uint32, array.shape, axis) * jnp.uint32(int(stride) % 2**32)
     return jnp.sum(words * (2 * place + 1), dtype=jnp.uint32)

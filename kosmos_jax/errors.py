@@ -1,8 +1,10 @@
 """Errors that are for the person at the keyboard, and the statuses with which the command ends."""
 
+import errno
+
 # A mistake in the command, its config or its data; and what an interrupted program gives.
 EXIT_USAGE, EXIT_INTERRUPTED = 2, 130
-# EX_TEMPFAIL of sysexits.h: stopped by a signal, all saved, run the same command to go on.
+# EX_TEMPFAIL of sysexits.h: stopped by a signal, all saved, run the same command to resume.
 EXIT_PREEMPTED = 75
 # EX_SOFTWARE: training hung and was ended.
 EXIT_HUNG = 70
@@ -24,3 +26,13 @@ class PassingError(UserError):
     """
 
     status = 1
+
+
+# What the user can put right: a wrong path, a folder of somebody else's, a disk that is read-only.
+_OF_THE_USER = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
+
+
+def from_os(message: str, error: OSError) -> UserError:
+    """The error for what a file system said: `UserError`, or `PassingError` where another start may go well."""
+    kind = UserError if error.errno in _OF_THE_USER else PassingError
+    return kind(f"{message}: {error.strerror or error}")

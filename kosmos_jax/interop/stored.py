@@ -32,6 +32,10 @@ class StoredArrays:
             self._open[path] = tensorstore.open(spec, read=True).result()
         return self._open[path]
 
+    def layers(self, path: str) -> int:
+        """How many layers a stacked array has."""
+        return self._array(path).shape[0]
+
     def read(self, path: str, layer: int | None = None) -> np.ndarray:
         """One array, or one layer of a stacked one."""
         with reading(self._item):

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -39,7 +40,7 @@ def cluster(environment: Mapping[str, str]) -> str:
 
 
 def start(coordinator: str = "", processes: int = 0, process_id: int = -1, join_seconds: float = 300) -> None:
-    """Joins this process to the others of its job; to be called before anything asks JAX for devices.
+    """Joins this process to the others of its job; call it before anything asks JAX for devices.
 
     When the others do not come, the process ends with status 1 and a message.
 
@@ -134,29 +135,41 @@ def exchange(what: str, value: str, seconds: float) -> list[str]:
     """
     if jax.process_count() == 1:
         return [value]
-    from jax._src.distributed import global_state  # the one way to the client; Orbax takes it too
-
     _asked[what] += 1
-    key, client = f"kosmos/{what}/{_asked[what]}", global_state.client
-    client.key_value_set(f"{key}/{jax.process_index()}", value)
+    key, own, begin = f"kosmos/{what}/{_asked[what]}", jax.process_index(), time.monotonic()
+    client().key_value_set(f"{key}/{own}", value)
     try:
-        client.wait_at_barrier(key, timeout_in_ms=int(1000 * seconds))
+        client().wait_at_barrier(key, timeout_in_ms=int(1000 * seconds))
     except jax.errors.JaxRuntimeError as error:
-        answered = {int(name.rpartition("/")[2]) for name, _ in client.key_value_dir_get(key)}
-        missing = sorted(set(range(jax.process_count())) - answered)
+        missing = sorted(set(range(jax.process_count())) - said(key).keys())
         raise PassingError(
-            f"process {jax.process_index()} waited {seconds:g} s (training.wait_seconds) for the others: {what}; "
-            f"nothing was heard of process {', '.join(map(str, missing)) or '?'}"
+            f"process {own} waited {time.monotonic() - begin:.0f} s of {seconds:g} for the others: {what}; no answer "
+            f"of process {', '.join(map(str, missing)) or 'any'}: {str(error).splitlines()[0]}"
         ) from error
-    answers = {int(name.rpartition("/")[2]): answer for name, answer in client.key_value_dir_get(key)}
+    answers = said(key)
+    # All have read the answers before these: nobody gets past a barrier while others are still at the one before.
+    if _asked[what] > 1:
+        client().key_value_delete(f"kosmos/{what}/{_asked[what] - 1}/{own}")
     return [answers[process] for process in range(jax.process_count())]
 
 
 _asked: Counter = Counter()
 
 
+def client():
+    """The client of the coordination service, which every process of a job has; JAX shows no other way to it."""
+    from jax._src.distributed import global_state
+
+    return global_state.client
+
+
+def said(key: str) -> dict[int, str]:
+    """What stands under `key`/PROCESS, by process."""
+    return {int(name.rpartition("/")[2]): value for name, value in client().key_value_dir_get(key)}
+
+
 def main_process_first(function: Callable, what: str, seconds: float):
-    """Calls `function` in process 0 while the others wait, so that they find what it made.
+    """Calls `function` in process 0 while the others wait, so that they find what it made; returns when all are done.
 
     Args:
       function: without arguments.
@@ -166,9 +179,12 @@ def main_process_first(function: Callable, what: str, seconds: float):
     Raises:
       PassingError: process 0 took longer.
     """
-    result = function() if jax.process_index() == 0 else None
+    first = jax.process_index() == 0
+    result = function() if first else None
     exchange(what, "done", seconds)
-    return result if jax.process_index() == 0 else function()
+    result = result if first else function()
+    exchange(what, "done", seconds)  # it may take the others as long, where each has a disk of its own
+    return result
 
 
 def leave_at_once(error: Exception) -> None:

@@ -4,11 +4,13 @@ import json
 import logging
 import math
 import sys
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import jax
 from tqdm import tqdm
 
+from kosmos_jax.training.board import Board
 from kosmos_jax.training.lines import Lines, read_lines
 
 log = logging.getLogger(__name__)
@@ -26,30 +28,15 @@ class MetricWriter:
         self.lines, self.board = Lines(path), None
         self.wandb = _start_wandb(workdir, config) if config.training.wandb else None
 
-    def _add_to_board(self, step: int, numbers: dict) -> None:
-        from tensorboardX import SummaryWriter
-
-        try:
-            if self.board is None:
-                # The step is in the file's name too: without it, two files of the same second would be one.
-                part = dict(purge_step=step, filename_suffix=f".{step}")
-                self.board = SummaryWriter(str(self.workdir / "tensorboard"), flush_secs=30, **part)
-            # Its thread dies of a full disk, and then the queue to it would never have room again.
-            if not self.board.file_writer.event_writer._worker.is_alive():
-                self.board = None
-                raise OSError("the disk does not take it")
-            for name, value in numbers.items():
-                self.board.add_scalar(name, value, step)
-        except OSError as error:
-            log.error("step %d is missing in %s: %s", step, self.workdir / "tensorboard", error)
-
     def write(self, step: int, numbers: dict) -> None:
         """One line of metrics.jsonl, with null for what is not finite (JSON has no NaN), and the other places."""
         if not self.active:
             return
         clean = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
         self.lines.append({"step": step, **clean})
-        self._add_to_board(step, numbers)
+        with self._board_errors(step):
+            self.board = self.board or Board(self.workdir / "tensorboard", step)
+            self.board.write(step, numbers)
         if self.wandb:
             self.wandb.log(numbers, step=step)
 
@@ -58,8 +45,20 @@ class MetricWriter:
         if self.active:
             self.lines.publish()
             self.board, part = None, self.board
-            if part:
-                part.close()
+            with self._board_errors("the last ones"):
+                if part:
+                    part.close()
+
+    @contextmanager
+    def _board_errors(self, step):
+        try:
+            yield
+        except OSError as error:
+            self.board, part = None, self.board
+            with suppress(OSError):
+                if part:
+                    part.close()
+            log.error("step %s is missing in %s: %s", step, self.workdir / "tensorboard", error)
 
     def close(self) -> None:
         if self.active:

@@ -21,7 +21,7 @@ class Profiler:
 
     def __init__(self, folder, steps: tuple[int, int]):
         self._folder, (self._first, self._last) = folder, steps
-        self._asked = self._running = False
+        self._asked, self._ends = False, None  # the last step of the trace that is being made
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGUSR2, self._ask)
 
@@ -29,23 +29,31 @@ class Profiler:
         self._asked = True
 
     def before(self, step: int) -> None:
-        """Begins a trace when one is due; to be called before the step is started."""
-        if self._asked and not self._running:
-            self._first, self._last = step, step + STEPS - 1
+        """Begins a trace when one is due; call it before the step is started."""
+        if self._ends is None and (self._asked or step == self._first):
+            self._ends = step + STEPS - 1 if self._asked else self._last
+            log.info("tracing steps %d to %d", step, self._ends)
+            self._try(jax.profiler.start_trace, self._folder)
         self._asked = False
-        if step == self._first:
-            log.info("tracing steps %d to %d", step, self._last)
-            jax.profiler.start_trace(self._folder)
-            self._running = True
 
     def after(self, step: int, results) -> None:
         """Ends the trace after its last step, whose results are waited for."""
-        if self._running and step == self._last:
+        if step == self._ends:
             jax.block_until_ready(results)
             self.close()
 
     def close(self) -> None:
-        if self._running:
-            self._running = False
-            jax.profiler.stop_trace()
-            log.info("the trace is in %s; to look at it: pip install xprof; xprof --logdir %s", *2 * (self._folder,))
+        if self._ends is not None:
+            self._ends = None
+            if self._try(jax.profiler.stop_trace):
+                log.info("the trace is in %s: pip install xprof; xprof --logdir %s", *2 * (self._folder,))
+
+    def _try(self, function, *args) -> bool:
+        """Calls a function of JAX's profiler; a trace that fails does not end the run."""
+        try:
+            function(*args)
+            return True
+        except (OSError, RuntimeError) as error:
+            log.error("no trace in %s: %s", self._folder, error)
+            self._ends = None
+            return False

@@ -1,12 +1,14 @@
 """Which checkpoint a run resumes from: the newest one that all processes can read.
 
-A disk that fails for a moment is asked again and costs nothing. A checkpoint counts as damaged only when every byte of
-it can be read and it is still none. Then the one before it is taken, and only after that one was read is the damaged
-one renamed: a run never loses its checkpoints to an error in reading them.
+A disk that fails for a moment is asked again and costs nothing. A checkpoint counts as damaged only when reading it
+failed twice, every byte of it can be read, and it is still none. Then the one before it is taken, and only after that
+one was read is the damaged one renamed: a run never loses its checkpoints to an error in reading them.
 """
 
+import errno
 import json
 import logging
+import os
 import time
 from pathlib import Path
 
@@ -21,6 +23,8 @@ from kosmos_jax.training import ledger
 log = logging.getLogger(__name__)
 # Seconds before a disk that failed is asked again: most are back within a minute or two.
 PAUSES = (1, 4, 15, 40, 60)
+# How errors of a disk, also of one on the network, end up in TensorStore's messages.
+DISK_ERRORS = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EACCES, errno.EPERM, errno.ELOOP)
 READ, DAMAGED, FAILED, REFUSED = "read", "damaged", "failed", "refused"
 
 
@@ -46,8 +50,8 @@ def resume(workdir, manager, abstract_state, shardings, wait_seconds: float):
     steps = json.loads(
         exchange("steps to resume from", json.dumps(checkpoint.committed_steps(folder)), wait_seconds)[0]
     )
-    if jax.process_index() == 0:
-        checkpoint.remove_unfinished(folder)
+    if jax.process_index() == 0 and (unfinished := checkpoint.unfinished_steps(folder)):
+        log.warning("%s: the steps %s were never finished; they are not read, and may be deleted", folder, unfinished)
     damaged = []
     for step in reversed(steps):
         outcome, found = _attempt(folder / str(step), wanted)
@@ -57,7 +61,7 @@ def resume(workdir, manager, abstract_state, shardings, wait_seconds: float):
                 raise error(said[0])
         trouble = [_told(process, text) for process, (kind, text) in enumerate(answers) if kind == DAMAGED]
         if not trouble:
-            trouble = _changed(folder / str(step), *found)  # all processes come here, for the sums are of whole arrays
+            trouble = _changed(folder / str(step), *found)  # all processes come here, for each has only a part
         if not trouble:
             _set_aside(folder, damaged, manager, wait_seconds)
             return _state(wanted, found[0]), found[1]
@@ -80,8 +84,7 @@ def _attempt(folder: Path, wanted):
     Returns:
       ("read", "damaged", "failed" or "refused", a space and a message; (item -> arrays, run record) or None).
     """
-    pauses, readable = iter(PAUSES), False
-    while True:
+    for attempt, pause in enumerate((*PAUSES, None)):
         try:
             return f"{READ} ", _read(folder, wanted)
         except UserError as error:
@@ -89,19 +92,17 @@ def _attempt(folder: Path, wanted):
         except (MemoryError, jax.errors.JaxRuntimeError):
             raise  # not the checkpoint's fault
         except Exception as error:  # noqa: BLE001  Orbax and TensorStore raise many kinds, for errors of the disk too.
-            found, trouble = checkpoint.first_line(error), _disk_error(folder, error)
-        if not trouble and readable:
+            found = checkpoint.first_line(error)
+            trouble = _disk_error(error) or (_unreadable_byte(folder) if attempt else None)
+        if attempt and not trouble:
             return f"{DAMAGED} {found}", None
-        readable = not trouble  # then once more: the disk may have failed for a moment
-        if trouble:
-            pause = next(pauses, None)
-            if pause is None:
-                return (
-                    f"{FAILED} {folder} cannot be read at the moment ({trouble}; {found}). Nothing was changed; start "
-                    "again when the disk answers"
-                ), None
-            log.warning("%s cannot be read (%s): tried again in %d s", folder, trouble, pause)
+        if pause is not None:
+            log.warning("%s cannot be read (%s): tried again in %d s", folder, trouble or found, pause)
             time.sleep(pause)
+    return (
+        f"{FAILED} {folder} cannot be read at the moment ({trouble}; {found}). Nothing was changed; start again when "
+        "the disk answers"
+    ), None
 
 
 def _read(folder: Path, wanted):
@@ -136,22 +137,29 @@ def _state(wanted, arrays):
     )
 
 
-def _disk_error(folder: Path, error: Exception) -> OSError | None:
-    """What the disk says when every file of a checkpoint is read to its end; None when it gives all of them.
-
-    Args:
-      error: what came of reading the checkpoint.
-    """
+def _disk_error(error: Exception) -> str | None:
+    """What the disk said, if that is why reading failed; TensorStore has it in the message alone."""
+    said = str(error)
     if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
-        return error
+        return said
+    return next((text for text in map(os.strerror, DISK_ERRORS) if text in said), None)
+
+
+def _unreadable_byte(folder: Path) -> OSError | None:
+    """What the disk says when every file of a checkpoint is read to its end; None when it gives all of them."""
+
+    def fail(error: OSError):
+        raise error
+
     try:
-        for path in sorted(folder.rglob("*")):
-            if not path.is_dir():
-                with path.open("rb") as file:
+        (folder / checkpoint.COMMITTED).read_bytes()  # a disk may not show the folder at all
+        for place, _, files in os.walk(folder, onerror=fail):
+            for name in files:
+                with open(os.path.join(place, name), "rb") as file:
                     while file.read(1 << 24):
                         pass
-    except OSError as trouble:
-        return trouble
+    except OSError as error:
+        return error
     return None
 
 
@@ -163,7 +171,10 @@ def _set_aside(folder: Path, steps: list[int], manager, wait_seconds: float) -> 
         for step in steps:
             aside = _free_name(folder / f"unreadable-{step}")
             log.error("CHECKPOINT %s IS DAMAGED and is set aside as %s", folder / str(step), aside.name)
-            (folder / str(step)).rename(aside)
+            try:
+                (folder / str(step)).rename(aside)
+            except OSError as error:  # such as a bucket's limit of files in a folder
+                log.error("%s cannot be renamed: %s. It will be replaced", folder / str(step), error)
     exchange("damaged checkpoints are set aside", "", wait_seconds)
     manager.reload()
 

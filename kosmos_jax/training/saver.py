@@ -1,7 +1,9 @@
 """The checkpoints of a run while it trains: one is written at a time, and one that fails is tried again."""
 
 import contextlib
+import json
 import logging
+import shutil
 import time
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from kosmos_jax.parallel.distributed import exchange
 log = logging.getLogger(__name__)
 # Seconds before a checkpoint that failed is tried again, doubled each time; and before the last one of a run is.
 PAUSE, LAST_PAUSE = 30, 10
+PROBE_BYTES = 1 << 16
 
 
 class Saver:
@@ -21,7 +24,7 @@ class Saver:
 
     Args:
       manager: see `checkpoint.make_manager`.
-      max_failed: checkpoints in a row that may fail before the run ends.
+      max_failed: the run ends when so many checkpoints in a row failed.
       wait_seconds: how long processes wait for each other.
       on_saved: function (step), called when a checkpoint is complete.
 
@@ -42,12 +45,28 @@ class Saver:
         """
         self.finish()
         self._writing, self.retry = int(state.step), False
+        # Inside Orbax processes wait for each other on the devices: what commonly fails is tried and told before.
+        trouble = self._probe() if jax.process_index() == 0 else ""
+        if exchange("can a checkpoint be written", trouble, self._wait_seconds)[0]:
+            return self._ended(trouble)
         try:
             checkpoint.save(self.manager, state, config, tokenizer, data_state)
         except (UserError, MemoryError, jax.errors.JaxRuntimeError):
             raise
         except Exception as error:  # noqa: BLE001  Orbax raises many kinds; any of them means: not saved.
-            self._ended(error)
+            self._ended(checkpoint.first_line(error))
+
+    def _probe(self) -> str:
+        """What the disk says to a small file; "" when it takes it."""
+        probe = Path(self.manager.directory) / "probe"
+        try:
+            probe.write_bytes(bytes(PROBE_BYTES))
+            probe.unlink()
+            return ""
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                probe.unlink()
+            return checkpoint.first_line(error)
 
     def poll(self) -> None:
         """Looks whether the checkpoint that is being written has ended, or one that failed is to be tried again.
@@ -65,8 +84,23 @@ class Saver:
             due = str(time.monotonic() >= self._next_try)
             self.retry = exchange("is it time to try again", due, self._wait_seconds)[0] == str(True)
 
+    def finish(self) -> None:
+        """Waits for the checkpoint that is being written.
+
+        Raises:
+          PassingError: too many failed in a row.
+        """
+        if self._writing is None:
+            return
+        error = ""
+        try:
+            self.manager.wait_until_finished()
+        except Exception as raised:  # noqa: BLE001  as above
+            error = checkpoint.first_line(raised)
+        self._ended(error)
+
     def save_last(self, save) -> None:
-        """Calls `save`, which calls the method above, until a checkpoint is complete: no further step comes.
+        """Calls `save`, which calls the method of that name here, until a checkpoint is complete: the run ends.
 
         Raises:
           PassingError: too many failed in a row.
@@ -79,49 +113,38 @@ class Saver:
             self.finish()
 
     def close(self) -> None:
-        """Waits for what is being written; what comes of it is logged, since the run has ended anyway."""
+        """Waits for what is being written; what comes of it is logged, since the run has ended anyway.
+
+        Not agreed with other processes: after an error some of them do not come here.
+        """
         try:
-            self.finish()
             self.manager.close()
         except Exception as error:  # noqa: BLE001  as above
             log.error("%s: %s", self.manager.directory, checkpoint.first_line(error))
 
-    def finish(self) -> None:
-        """Waits for the checkpoint that is being written.
-
-        Raises:
-          PassingError: too many failed in a row.
-        """
-        if self._writing is None:
-            return
-        error = None
-        try:
-            self.manager.wait_until_finished()
-            committed = Path(self.manager.directory) / str(self._writing) / checkpoint.COMMITTED
-            if not committed.is_file():
-                error = FileNotFoundError(f"{committed} was not written")
-        except Exception as raised:  # noqa: BLE001  as above
-            error = raised
-        self._ended(error)
-
-    def _ended(self, error: Exception | None) -> None:
+    def _ended(self, error: str) -> None:
+        """Process 0 says whether the checkpoint is complete: it is who commits it."""
         step, self._writing = self._writing, None
-        said = exchange("how the checkpoint ended", checkpoint.first_line(error) if error else "", self._wait_seconds)
-        failures = [f"process {process}: {text}" for process, text in enumerate(said) if text]
-        if not failures:
+        folder = Path(self.manager.directory) / str(step)
+        complete = (folder / checkpoint.COMMITTED).is_file()
+        answers = exchange("how the checkpoint ended", json.dumps([complete, error]), self._wait_seconds)
+        told = [json.loads(answer) for answer in answers]
+        complete, errors = told[0][0], [f"process {process}: {text}" for process, (_, text) in enumerate(told) if text]
+        if errors:
+            for look in (self.manager.wait_until_finished, self.manager.check_for_errors, self.manager.reload):
+                with contextlib.suppress(Exception):  # what else went wrong, which Orbax would raise at the next save
+                    look()
+        if complete:
             self._failed = 0
-            self._on_saved(step)
-            return
-        for look in (self.manager.wait_until_finished, self.manager.check_for_errors):
-            with contextlib.suppress(Exception):  # what else went wrong, which Orbax would raise at the next save
-                look()
+            if errors:
+                log.warning("the checkpoint of step %d is complete, but: %s", step, errors[0])
+            return self._on_saved(step)
         if jax.process_index() == 0:
-            with contextlib.suppress(OSError):
-                checkpoint.remove_unfinished(Path(self.manager.directory))
+            shutil.rmtree(folder, ignore_errors=True)
         self._next_try = time.monotonic() + PAUSE * 2**self._failed
         self._failed += 1
-        what = f"the checkpoint of step {step} could not be written: {failures[0]}"
-        if self._failed > self._max_failed:
+        what = f"the checkpoint of step {step} could not be written: {(errors or ['it was not committed'])[0]}"
+        if self._failed >= self._max_failed:
             raise PassingError(
                 f"{what}. That was number {self._failed} in a row (training.max_failed_saves); the run ends, and the "
                 "same command resumes it from the newest checkpoint"

@@ -1,7 +1,7 @@
 """Which process is slow, when steps suddenly take longer: all wait for the slowest, so the time of a step does not say.
 
-Each process tells the coordination service how long its host was busy in a step: waiting for data, and in Python. What
-happens on the devices is not in it.
+Each process tells the coordination service how long its host was busy in the steps of a window: waiting for data, and
+in Python. What happens on the devices is not in it. Process 0 looks a window later, when all have told.
 """
 
 import json
@@ -12,10 +12,13 @@ from collections import deque
 
 import jax
 
+from kosmos_jax.parallel.distributed import client, said
+
 log = logging.getLogger(__name__)
 # A window of steps that takes so many times the usual is looked into; the usual is the median of so many windows.
 SLOW, WINDOWS = 1.5, 20
-KEY = "kosmos/busy"
+# Windows whose numbers are kept.
+KEPT = 4
 
 
 class Spread:
@@ -27,7 +30,7 @@ class Spread:
 
     def __init__(self, every: int):
         self._every, self._active = every, jax.process_count() > 1
-        self._usual, self._steps, self._host, self._data = deque(maxlen=WINDOWS), [], [], []
+        self._usual, self._window, self._steps, self._slow = deque(maxlen=WINDOWS), 0, [], None
 
     def add(self, step: int, seconds: float, host: float, data: float) -> None:
         """A step that was done.
@@ -40,29 +43,31 @@ class Spread:
         """
         if not self._active:
             return
-        for kept, value in ((self._steps, seconds), (self._host, host), (self._data, data)):
-            kept.append(value)
-        if len(self._steps) < self._every:
+        self._steps.append((seconds, host, data))
+        if len(self._steps) == self._every:
+            try:
+                self._end_window(step, *map(statistics.fmean, zip(*self._steps, strict=True)))
+            except jax.errors.JaxRuntimeError as error:  # nothing depends on it
+                log.debug("the spread over processes is not known: %s", error)
+            self._steps.clear()
+
+    def _end_window(self, step: int, seconds: float, host: float, data: float) -> None:
+        self._window += 1
+        told = json.dumps([self._window, host, data, socket.gethostname()])
+        client().key_value_set(f"{self._key(self._window)}/{jax.process_index()}", told, allow_overwrite=True)
+        if jax.process_index() > 0:
             return
-        mean, host, data = (statistics.fmean(kept) for kept in (self._steps, self._host, self._data))
-        for kept in (self._steps, self._host, self._data):
-            kept.clear()
-        self._tell(host, data)
-        usual = statistics.median(self._usual) if self._usual else mean
-        self._usual.append(mean)
-        if jax.process_index() == 0 and mean > SLOW * usual:
-            log.warning("step %d: %s", step, verdict(mean, usual, self._told()))
+        if self._slow:
+            busy = {process: json.loads(text) for process, text in said(self._key(self._window - 1)).items()}
+            busy = {process: rest for process, (window, *rest) in busy.items() if window == self._window - 1}
+            if len(busy) == jax.process_count():
+                log.warning("step %d: %s", self._slow[0], verdict(*self._slow[1:], busy))
+        usual = statistics.median(self._usual) if self._usual else seconds
+        self._usual.append(seconds)
+        self._slow = (step, seconds, usual) if seconds > SLOW * usual else None
 
-    def _tell(self, host: float, data: float) -> None:
-        from jax._src.distributed import global_state
-
-        told = json.dumps([host, data, socket.gethostname()])
-        global_state.client.key_value_set(f"{KEY}/{jax.process_index()}", told, allow_overwrite=True)
-
-    def _told(self) -> dict[int, list]:
-        from jax._src.distributed import global_state
-
-        return {int(key.rpartition("/")[2]): json.loads(v) for key, v in global_state.client.key_value_dir_get(KEY)}
+    def _key(self, window: int) -> str:
+        return f"kosmos/busy/{window % KEPT}"
 
 
 def verdict(seconds: float, usual: float, busy: dict[int, tuple[float, float, str]]) -> str:
@@ -70,7 +75,8 @@ def verdict(seconds: float, usual: float, busy: dict[int, tuple[float, float, st
 
     Args:
       seconds, usual: of a step, now and before.
-      busy: process -> (seconds of a step in which its host was busy, those of them waiting for data, its host's name).
+      busy: process -> (seconds of a step in which its host was busy, those of them waiting for data, its host's name),
+        two processes at least.
     """
     slowest = max(busy, key=lambda process: busy[process][0])
     others = statistics.median(host for process, (host, _, _) in busy.items() if process != slowest)

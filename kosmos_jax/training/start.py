@@ -17,7 +17,7 @@ from data_pipeline.mixture import Mixture
 from data_pipeline.pipeline import make_tokenizer
 from kosmos_jax import checkpoint
 from kosmos_jax.config import differences
-from kosmos_jax.errors import PassingError, UserError
+from kosmos_jax.errors import PassingError, UserError, from_os
 from kosmos_jax.parallel.mesh import row_shards
 from kosmos_jax.training.compile import Step
 from kosmos_jax.training.resume import resume
@@ -43,7 +43,7 @@ def claim_workdir(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
         lock = (workdir / "lock").open("a+") if jax.process_index() == 0 else None
     except OSError as error:
-        raise UserError(f"--workdir {workdir} cannot be written: {error.strerror}") from error
+        raise from_os(f"--workdir {workdir} cannot be written", error) from error
     if lock is None:
         yield workdir
         return

@@ -134,7 +134,7 @@ class Run:
         return "done"
 
     def finished(self, kind: str, **facts) -> None:
-        """To be called after each timed phase: what it was, for the ledger and the watchdog."""
+        """Says that a timed phase has ended, for the ledger and the watchdog."""
         self.ledger.spent(kind, self.waited, **facts)
         self.waited = 0.0
         self.watchdog.alive(f"{kind} (step {self.step})")
@@ -192,6 +192,7 @@ class Run:
         data_state = {"seed": self.config.seed, "next_step": self.step, "fingerprint": self.mixture.fingerprint}
         self.saver.save(self.state, self.config, self.tokenizer, data_state)
         self.finished("checkpoint")
+        self.meter.restart()
 
     def save_last(self) -> None:
         """Writes a checkpoint and waits until it is complete."""
@@ -202,12 +203,13 @@ class Run:
         """A checkpoint is complete: what was measured up to it shall be as safe as it is."""
         self.ledger.saved(step)
         self.writer.publish()
+        self.meter.restart()
 
     def close(self) -> None:
         """Waits for a checkpoint that is being written, and for the threads of the data."""
-        self.profiler.close()
         self.saver.close()
         self.finished("checkpoint")
         self.feed.close()
         self.screen.close()
         self.writer.close()
+        self.profiler.close()

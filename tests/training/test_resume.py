@@ -119,7 +119,7 @@ def test_one_error_that_passes_at_once_costs_nothing(made, workdir, monkeypatch)
     assert names(workdir) == ["3", "6", "9"]
 
 
-def test_a_disk_that_goes_on_failing_ends_the_start_and_nothing_is_touched(made, workdir, monkeypatch):
+def test_a_disk_that_keeps_failing_ends_the_start_and_nothing_is_touched(made, workdir, monkeypatch):
     monkeypatch.setattr(resuming, "PAUSES", (0.0, 0.0))
     unreadable(weights_file(workdir, 9))
     with pytest.raises(PassingError, match=r"9 cannot be read at the moment.*Nothing was changed"):
@@ -163,7 +163,25 @@ def test_a_checkpoint_that_was_never_finished_is_not_one(made, workdir):
     assert checkpoint.step_directory(workdir).name == "6"
     with pytest.raises(UserError, match="did not come to the end"):
         checkpoint.step_directory(workdir / "checkpoints" / "9")
-    assert resumed(made, workdir) == 6
+    assert resumed(made, workdir) == 6 and names(workdir) == ["3", "6", "9"], (
+        "it may be a copy that is still being made"
+    )
+    with checkpoint.make_manager(workdir) as manager:
+        checkpoint.save(manager, at_step(made, 9), made.config, TOKENIZER, {"next_step": 9})
+    assert resumed(made, workdir) == 9
+
+
+@pytest.mark.parametrize("hidden", ["9", "9/params"])
+def test_what_a_disk_does_not_show_is_not_damaged(hidden, made, workdir, monkeypatch):
+    """A folder that a network's disk does not show yet, or that may not be entered."""
+    monkeypatch.setattr(resuming, "PAUSES", (0.0, 0.0))
+    monkeypatch.setattr(checkpoint, "committed_steps", lambda folder: [3, 6, 9])
+    path = workdir / "checkpoints" / hidden
+    path.rename(workdir / "hidden")
+    if hidden != "9":
+        path.symlink_to(path.name)
+    with pytest.raises(PassingError, match="cannot be read at the moment"):
+        resumed(made, workdir)
 
 
 def test_a_flipped_bit_is_never_loaded(made, workdir, capsys):

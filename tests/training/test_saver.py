@@ -36,7 +36,7 @@ def run(made, tmp_path, monkeypatch):  # noqa: F811
     class Run:
         saved, disk = [], Disk(tmp_path)
         manager = checkpoint.make_manager(tmp_path)
-        saver = saver.Saver(manager, max_failed=2, wait_seconds=10, on_saved=saved.append)
+        saver = saver.Saver(manager, max_failed=3, wait_seconds=10, on_saved=saved.append)
 
         def save(self, step):
             self.saver.save(at_step(made, step), made.config, TOKENIZER, {"next_step": step})
@@ -55,7 +55,7 @@ def test_a_checkpoint_that_fails_is_tried_again_and_the_run_continues(run, caplo
     run.disk.fail()
     run.save(2)
     run.saver.finish()
-    assert "CHECKPOINT NOT SAVED, failure 1 of 2 in a row: the checkpoint of step 2" in caplog.text
+    assert "CHECKPOINT NOT SAVED, failure 1 of 3 in a row: the checkpoint of step 2" in caplog.text
     run.disk.recover()
     run.saver.poll()
     assert run.saver.retry

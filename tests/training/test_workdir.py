@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from data_pipeline.tensorflow_alone import tensorflow
 from kosmos_jax.errors import PassingError, UserError
 from kosmos_jax.training import ledger, start
 from kosmos_jax.training.lines import Lines, read_lines
@@ -74,12 +75,26 @@ def test_a_full_disk_does_not_stop_the_metrics(tmp_path, full_disk):
     writer.write(1, {"loss": 1.0})
     writer.publish()
     full_disk(10)
-    for step in range(2, 40):  # more than TensorBoard's queue holds
-        writer.write(step, {"loss": 1.0, "other": 2.0})
+    for step in range(2, 40):
+        writer.write(step, {f"number {n}": 1.0 for n in range(25)})
+        writer.publish()
     full_disk(None)
-    writer.write(40, {"loss": 1.0})
+    writer.write(40, {"loss": 4.0})
     writer.close()
     assert [line["step"] for line in read_lines(tmp_path / "metrics.jsonl")] == list(range(1, 41))
+    assert scalars(tmp_path / "tensorboard") >= {(1, "loss", 1.0), (40, "loss", 4.0)}
+
+
+def scalars(folder) -> set:
+    """(step, name, value) of all that TensorFlow's reader finds, up to what was cut short."""
+    tf, found = tensorflow(), set()
+    for path in folder.iterdir():
+        try:
+            for event in tf.compat.v1.train.summary_iterator(str(path)):
+                found |= {(event.step, value.tag, value.simple_value) for value in event.summary.value}
+        except tf.errors.DataLossError:
+            continue
+    return found
 
 
 def test_what_was_published_is_in_closed_files(tmp_path):
@@ -88,8 +103,7 @@ def test_what_was_published_is_in_closed_files(tmp_path):
     for step in (1, 2):
         writer.write(step, {"loss": 1.0})
         writer.publish()
-    parts = list((tmp_path / "tensorboard").iterdir())
-    assert len(parts) == 2, "two in one second must not overwrite each other"
+    assert scalars(tmp_path / "tensorboard") == {(1, "loss", 1.0), (2, "loss", 1.0)}, "files of one second"
     writer.close()
 
 

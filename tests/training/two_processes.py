@@ -5,9 +5,14 @@ python -m tests.training.two_processes WORKDIR COORDINATOR PROCESS_ID
 
 import json
 import logging
+import os
+import signal
 import sys
 import time
 from pathlib import Path
+
+import numpy as np
+from jax.experimental import multihost_utils
 
 from kosmos_jax import checkpoint
 from kosmos_jax.errors import PassingError
@@ -24,14 +29,48 @@ def slow_host(process_id: str) -> list[str]:
     handler.emit = lambda record: said.append(record.getMessage())
     spread.log.addHandler(handler)
     watched = spread.Spread(every=2)
-    if process_id == "0":
-        distributed.exchange("process 1 has told", "", WAIT)
-    for step in range(1, 9):
-        slow = step > 6
+    for step in range(1, 11):
+        slow = step in (7, 8)
+        if slow and process_id == "1":
+            time.sleep(0.3)  # it is the last to tell, too
         watched.add(step, 3.0 if slow else 0.5, 2.8 if slow and process_id == "1" else 0.1, 0.0)
-    if process_id == "1":
-        distributed.exchange("process 1 has told", "", WAIT)
+        distributed.exchange("a step", "", WAIT)
     return said
+
+
+def saves(process_id: str, made, folder: Path) -> list[int]:
+    """The steps whose checkpoints are complete, when the disk of process 0 is broken for the second."""
+    from kosmos_jax.training.saver import Saver
+
+    from .test_resume import TOKENIZER, at_step
+
+    done = []
+    manager = checkpoint.make_manager(folder)
+    saver = Saver(manager, max_failed=3, wait_seconds=WAIT, on_saved=done.append)
+    probe = saver._probe
+    for step in (1, 2, 3):
+        saver._probe = (lambda: "OSError: No space left on device") if step == 2 else probe
+        saver.save(at_step(made, step), made.config, TOKENIZER, {"next_step": step})
+        saver.finish()
+    saver.close()
+    return done
+
+
+def preemption_around_a_save(process_id: str, made, folder: Path) -> int:
+    """After how many steps both stop, when SIGTERM reaches process 1 just after a checkpoint of a far higher step."""
+    from .test_resume import TOKENIZER, at_step
+
+    with checkpoint.make_manager(folder) as manager, distributed.Preemption() as preemption:
+        for step in range(1, 500):
+            if step == 5:
+                checkpoint.save(manager, at_step(made, 5000), made.config, TOKENIZER, {"next_step": 5000})
+                manager.wait_until_finished()
+                if process_id == "1":
+                    os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.02)
+            if preemption.requested():
+                return step
+    return 0
 
 
 def main(workdir: str, coordinator: str, process_id: str):
@@ -69,9 +108,13 @@ def main(workdir: str, coordinator: str, process_id: str):
         told["files after"] = sorted(path.name for path in (workdir / "checkpoints").iterdir())
 
     told["slow"] = slow_host(process_id)
+    told["saves"] = saves(process_id, made, workdir / "saves")
+    told["stopped at"] = preemption_around_a_save(process_id, made, workdir / "stopped")
     begin = time.monotonic()
-    distributed.main_process_first(lambda: process_id == "0" and time.sleep(35), "a long index", WAIT)
+    distributed.main_process_first(lambda: time.sleep(35) if process_id == "0" else time.sleep(32), "an index", WAIT)
     told["index"] = time.monotonic() - begin
+    exchanged = multihost_utils.process_allgather(np.int32(process_id))  # collectives still work
+    told["all"] = exchanged.tolist()
     if process_id == "1":
         print(json.dumps(told), flush=True)
         time.sleep(4)
