@@ -84,14 +84,14 @@ def _generate_arguments(parser):
     )
     add("--max-new-tokens", type=int, default=64, metavar="N", help="default: 64")
     add("--beams", type=int, default=1, metavar="N", help="width of the beam search; default: 1, none")
-    add("--temperature", type=float, default=0.0, metavar="T", help="default: 0, always the likeliest token")
-    add("--top-k", type=int, default=0, metavar="N", help="sample among the N likeliest tokens; default: 0, all")
+    add("--temperature", type=float, default=0.0, metavar="T", help="default: 0, always the most likely token")
+    add("--top-k", type=int, default=0, metavar="N", help="sample among the N most likely tokens; default: 0, all")
     add(
         "--top-p",
         type=float,
         default=1.0,
         metavar="P",
-        help="sample among the likeliest that hold a share P; default: 1",
+        help="sample among the most likely that hold a share P; default: 1",
     )
     add(
         "--length-penalty",
@@ -207,13 +207,13 @@ class Verb(NamedTuple):
 
 
 VERBS = {
-    "train": Verb("train a model, or go on with a run that was stopped", _train_arguments, _train, has_config=True),
+    "train": Verb("train a model, or resume a run that was stopped", _train_arguments, _train, has_config=True),
     "report": Verb("print where the time of a run went", _report_arguments, _report),
     "generate": Verb("continue prompts of text and images", _generate_arguments, _generate),
     "eval": Verb("measure a checkpoint on held-out data", _evaluate_arguments, _evaluate, has_config=True),
     "export": Verb("write a checkpoint for PyTorch", _export_arguments, _export),
     "verify": Verb("check that a checkpoint is what was written", _verify_arguments, _verify),
-    "plan": Verb("compile a run for hardware that is not here", _plan_arguments, _plan, has_config=True),
+    "plan": Verb("compile a run for hardware that you do not have", _plan_arguments, _plan, has_config=True),
     "launch": Verb("submit a training job to a scheduler", _launch_arguments, _launch),
     "import": Verb("make a checkpoint of published weights", _import_arguments, _import, has_config=True),
 }

@@ -39,7 +39,7 @@ def make_step(config, mesh) -> Step:
     """The training step of a config on a mesh; nothing is allocated, no data is opened.
 
     Raises:
-      UserError: a large array would be whole on every device.
+      UserError: a large array would be replicated on every device.
     """
     training = config.training
     optimizer = make_optimizer(training.optimizer, training.steps)

@@ -78,7 +78,7 @@ def state_shardings(config, optimizer, mesh):
       TrainState of NamedSharding).
 
     Raises:
-      UserError: a large array would be whole on every device.
+      UserError: a large array would be replicated on every device.
     """
     graph, shapes = abstract_model(
         config.model, constrain=constrain_with(mesh), attention=attention_for(mesh, config.model.text)
