@@ -93,12 +93,12 @@ class DigitDocuments:
 
 
 def sum_prompt(a: bytes, b: bytes, answer: str = "") -> tuple[str | bytes, ...]:
-    """`<a> plus <b> equals` and the answer; without one, a prompt that " twelve" goes on."""
+    """`<a> plus <b> equals` and the answer; without one, a prompt that " twelve" continues."""
     return (a, " plus ", b, " equals" + answer)
 
 
 def list_prompt(shown: list[tuple[bytes, int]], style: str, query: bytes | None = None) -> tuple[str | bytes, ...]:
-    """Images each with its label in one style of `LABELS`; the query comes last, and its label goes on."""
+    """Images each with its label in one style of `LABELS`; the query comes last, and its label is the continuation."""
     segments = tuple(part for image, digit in shown for part in (image, f" {LABELS[style](digit)}."))
     return segments if query is None else (*segments, query)
 

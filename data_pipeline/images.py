@@ -45,9 +45,12 @@ def as_rgb(image: Image.Image, where: str = "image") -> Image.Image:
     Pillow opens a PGM of 16 bits), floats are grey from 0 to 1.
 
     Raises:
-      ImageError: names `where`. There are no pixels, more than `MAX_PIXELS` or more than `MAX_ASPECT` to one (all seen
-        before it is decoded), PIL cannot read it to its end, or its numbers are beyond those ranges or NaN.
+      ImageError: names `where`. It was opened from a file of none of `FORMATS`, there are no pixels, more than
+        `MAX_PIXELS` or more than `MAX_ASPECT` to one (all seen before it is decoded), PIL cannot read it to its end, or
+        its numbers are beyond those ranges or NaN.
     """
+    if image.format not in (None, *FORMATS, "MPO"):  # MPO is JPEG with several frames
+        raise ImageError(where, f"its format is {image.format}, none of {', '.join(FORMATS)}")
     (short, long), form = sorted(image.size), "{} x {} pixels".format(*image.size)
     if not 0 < short * long <= MAX_PIXELS:
         raise ImageError(where, f"it has {form}; 1 to {MAX_PIXELS:,} pixels are read")

@@ -1,6 +1,6 @@
 """What the planner must know of every document: its length, where it may be cut, how many images it has.
 
-Computed once by tokenising, kept on disk, read by memory map.
+Computed once by tokenising, cached on disk, read by memory map.
 """
 
 import array
@@ -11,6 +11,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -54,8 +55,8 @@ class Index:
 def load_index(source: Source, tokenizer: Tokenizer, image_tokens: int, cache: Path, name: str) -> Index:
     """The index of a source, from `cache` if it is there; otherwise every document is read and tokenised."""
     key = f"{name}-{source.fingerprint}-{tokenizer.fingerprint}-{image_tokens}"
-    arrays, facts = stored(cache / f"index-{key}", lambda: _build(source, tokenizer, image_tokens, name))
-    return Index(key, arrays["first"], arrays["cuts"], arrays["images"], facts["skipped"], facts["last_skipped"])
+    arrays, metadata = stored(cache / f"index-{key}", lambda: _build(source, tokenizer, image_tokens, name))
+    return Index(key, **arrays, **metadata)
 
 
 def _build(source: Source, tokenizer: Tokenizer, image_tokens: int, name: str) -> tuple[dict, dict]:
@@ -81,21 +82,25 @@ def _build(source: Source, tokenizer: Tokenizer, image_tokens: int, name: str) -
 
 
 def stored(folder: Path, build: Callable[[], tuple[dict, dict]]) -> tuple[dict[str, np.ndarray], dict]:
-    """Arrays (memory-mapped) and facts kept in `folder`; built and written first if it is not there.
+    """Arrays (memory-mapped) and metadata cached in `folder`; built and written first if they are not there.
 
     Written beside and then renamed: a reader never sees half a folder, and of several processes that build at the same
-    time the first one wins.
+    time the first one wins. A folder without metadata, of an earlier version or deleted in part, is replaced.
     """
-    if not (folder / "facts.json").is_file():
-        arrays, facts = build()
+    complete = folder / "metadata.json"
+    if not complete.is_file():
+        arrays, metadata = build()
         folder.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder.parent))
         for name, value in arrays.items():
             np.save(temporary / f"{name}.npy", value)
-        (temporary / "facts.json").write_text(json.dumps(facts))
+        (temporary / complete.name).write_text(json.dumps(metadata))
+        if folder.exists() and not complete.is_file():
+            with suppress(FileNotFoundError):  # another process was faster
+                shutil.rmtree(folder.rename(temporary.with_suffix(".replaced")))
         try:
             os.rename(temporary, folder)
         except OSError:
             shutil.rmtree(temporary)
-    facts = json.loads((folder / "facts.json").read_text())
-    return {file.stem: np.load(file, mmap_mode="r") for file in folder.glob("*.npy")}, facts
+    metadata = json.loads(complete.read_text())
+    return {file.stem: np.load(file, mmap_mode="r") for file in folder.glob("*.npy")}, metadata

@@ -33,11 +33,12 @@ class Packer:
 
     A document costs its length, one <s> for each piece, and one </s> where it ends.
 
-    - With images it stands whole. `WAITING_ROWS` rows' worth of such documents wait, and a row is the oldest of them
+    - With images it is never split. `WAITING_ROWS` rows' worth of such documents wait, and a row is the oldest of them
       with those others that together come nearest to filling it (a knapsack, solved exactly).
-    - Text runs on over rows, cut after a sentence: of up to `OPEN_ROWS` rows that have room, it goes on in the one that
-      it fills best. So that documents are not cut into crumbs, a piece has at least `SHORTEST_PIECE` of a row.
-    - So does a document with images that no row could hold; it is never cut inside an image. It may have at most
+    - Text is split over rows, after a sentence: of up to `OPEN_ROWS` rows that have room, the next piece takes the one
+      that it fills best. So that documents are not split into tiny fragments, a piece has at least `SHORTEST_PIECE` of
+      a row.
+    - So is a document with images that no row could hold, but never inside an image. It may have at most
       `ROWS_AN_IMAGE` rows' worth of tokens for each image: beyond that it is text that an image hardly belongs to, such
       as a caption of a megabyte.
     """

@@ -1,7 +1,7 @@
 """The row plan: which piece of which document stands in which row of a source, for a whole epoch.
 
-Made once for (index, seq_len, images_per_row) and kept on disk: packing needs no look-ahead at run time, loses nothing,
-and any row is found at once.
+Made once for (index, seq_len, images_per_row) and cached on disk: packing needs no look-ahead at run time, loses
+nothing, and any row is found at once.
 """
 
 import dataclasses
@@ -43,11 +43,11 @@ class Plan:
 
 def load_plan(index: Index, seq_len: int, images_per_row: int, cache: Path) -> Plan:
     """The row plan of an index, from `cache` if it is there."""
-    arrays, facts = stored(
+    arrays, metadata = stored(
         cache / f"plan-{index.key}-{seq_len}-{images_per_row}-{ROWS_AN_IMAGE}",
         lambda: _build(index, seq_len, images_per_row),
     )
-    return Plan(**arrays, **facts)
+    return Plan(**arrays, **metadata)
 
 
 def _build(index: Index, seq_len: int, images_per_row: int) -> tuple[dict, dict]:
@@ -68,9 +68,9 @@ def _build(index: Index, seq_len: int, images_per_row: int) -> tuple[dict, dict]
         "skipped": np.array(skipped, np.int64),
     }
     empty, places = sum(row.room for row in rows), images_per_row * len(rows)
-    facts = {
+    metadata = {
         "fill": 1 - empty / max(1, seq_len * len(rows)),
         "image_fill": 1 - sum(row.image_room for row in rows) / places if places else 1.0,
         "why": why,
     }
-    return arrays, facts
+    return arrays, metadata

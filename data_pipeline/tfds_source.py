@@ -1,6 +1,7 @@
 """Any TensorFlow Datasets dataset as a source, by random access; its images stay encoded until their batch is made."""
 
 import difflib
+import functools
 import hashlib
 import logging
 import string
@@ -35,7 +36,8 @@ class TfdsSource:
 
     Raises:
       DataError: a key is wrong; the message names it and the nearest right one.
-      RecordError: from `source[i]`, for a record that does not parse or does not have what the template wants.
+      RecordError: from `source[i]`, for a record that is damaged or does not have what the template wants.
+      OSError: from `source[i]`, when the file system still fails after `WAITS`.
     """
 
     def __init__(self, config: Any, split: str):
@@ -61,8 +63,8 @@ class TfdsSource:
         self._records = _Records(instructions, str(builder.info.file_format.value), self._tf)
         self._name = f"{builder.info.full_name}:{config.splits[split]}"
         files = [(Path(file.filename).name, file.skip, file.take, file.examples_in_shard) for file in instructions]
-        facts = (self._name, files, str(builder.info.dataset_size), template, interleaved)
-        self.fingerprint = hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+        identity = (self._name, files, str(builder.info.dataset_size), template, interleaved)
+        self.fingerprint = hashlib.sha256(repr(identity).encode()).hexdigest()[:16]
 
     def _check(self, dataset: str, name: str):
         features, known = self._tfds.features, self._all_features
@@ -84,13 +86,16 @@ class TfdsSource:
     def __getitem__(self, i: int) -> Document:
         where = f"{self._name}[{i}]"
         try:
-            example = self._tf.train.Example.FromString(self._records[i]).features.feature
+            record = self._records[i]
+            if not record:  # array_record's answer for a shard that was cut off
+                raise RecordError("", "is empty")
+            example = self._tf.train.Example.FromString(record).features.feature
             segments = self._sequence(example) if self._interleaved else self._filled_template(example)
         except RecordError as error:
             raise RecordError(where, error.why) from error
-        # No protobuf, no UTF-8, an absent feature, a damaged chunk. Of a file system's error, or a mistake in the code,
-        # the record is innocent.
-        except (DecodeError, ValueError, LookupError, RuntimeError, struct.error) as error:
+        # No protobuf, no UTF-8, an absent feature. Of a file system's error, or a mistake in the code, the record is
+        # innocent.
+        except (DecodeError, ValueError, LookupError, struct.error) as error:
             raise RecordError(where, f"cannot be read ({type(error).__name__}: {error})") from error
         return Document(tuple(segments), where)
 
@@ -144,34 +149,55 @@ class _Records:
         self._file_errors = (OSError, tf.errors.OpError)
         self._instructions, self._offsets = instructions, {}
         self._first = np.cumsum([0] + [file.take for file in instructions])
-        self._array_record = None
+        self._open, self._array_record, self._damages = None, None, set()
         if file_format == "array_record":
             from array_record.python.array_record_data_source import ArrayRecordDataSource
 
-            self._array_record = ArrayRecordDataSource(instructions)
+            self._open = functools.partial(ArrayRecordDataSource, instructions)
 
     def __len__(self) -> int:
         return int(self._first[-1])
 
     def __getitem__(self, i: int) -> bytes:
-        if self._array_record is not None:
-            with self._lock:
-                return self._array_record[i]
-        for wait in WAITS:
+        for wait in (*WAITS, None):
             try:
                 return self._read(i)
             except self._file_errors as error:  # nothing may hang on a moment of a network's disk
+                if wait is None:
+                    raise OSError(f"record {i} cannot be read: {error}") from error
                 log.warning("record %d: %s; once more in %g s", i, error, wait)
                 time.sleep(wait)
-        return self._read(i)
 
     def _read(self, i: int) -> bytes:
         shard = int(np.searchsorted(self._first, i, "right")) - 1
         file = self._instructions[shard]
+        if self._open:
+            return self._read_array_record(i, file.filename)
         start, stop = self._shard_offsets(file.filename)[file.skip + i - int(self._first[shard]) :][:2]
         with self._gfile(file.filename, "rb") as data:
             data.seek(int(start) + 12)
             return data.read(int(stop - start) - 16)
+
+    def _read_array_record(self, i: int, path: str) -> bytes:
+        """The library raises RuntimeError for a failing disk and for a damaged shard alike.
+
+        A record counts as damaged when it cannot be read twice, and after each time every byte of its shard can.
+        """
+        for _ in range(2):
+            try:
+                with self._lock:
+                    self._array_record = self._array_record or self._open()
+                    return self._array_record[i]
+            except RuntimeError as error:
+                damage = f"{path} is damaged ({error})"
+            self._array_record = None  # it would ask its failed reader for ever
+            if damage in self._damages:  # or a damaged shard would be read to its end for each of its records
+                break
+            with self._gfile(path, "rb") as data:
+                while data.read(1 << 24):
+                    pass
+        self._damages.add(damage)
+        raise RecordError("", damage)
 
     def _shard_offsets(self, path: str) -> np.ndarray:
         """Where each record of a TFRecord file begins, and where the last one ends.

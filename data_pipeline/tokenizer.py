@@ -40,8 +40,8 @@ class Encoded:
       tokens: int32[n].
       images: encoded image files, in order.
       image_starts: int32[images], the offset of each image's first slot.
-      cuts: int32[c], rising, the last one is n: where the document may be cut to go on in another row; after a sentence
-        (and the </line> that ends it), before and after an image, never inside one.
+      cuts: int32[c], rising, the last one is n: where the document may be split over rows; after a sentence (and the
+        </line> that ends it), before and after an image, never inside one.
     """
 
     tokens: np.ndarray

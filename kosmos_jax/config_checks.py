@@ -1,4 +1,4 @@
-"""What the values of a config owe each other, checked before anything slow starts."""
+"""Cross-field validation of a config, before anything slow starts."""
 
 import difflib
 import re
@@ -50,7 +50,7 @@ def validate(config, where: str = "the config", model_only: bool = False) -> Non
     """Checks each value, and values against each other.
 
     Args:
-      config: a whole config, see configs/kosmos1.py.
+      config: a complete config, see configs/kosmos1.py.
       where: the file's name, for the message.
       model_only: whether data and training need not fit the model.
 

@@ -10,6 +10,7 @@ kills. SIGUSR1 and SIGUSR2 are passed on, and the processes continue.
 import argparse
 import ctypes
 import os
+import select
 import shlex
 import shutil
 import signal
@@ -29,6 +30,7 @@ GRACE_SECONDS = 30.0
 STOPPING = signal.SIGTERM, signal.SIGINT, signal.SIGHUP
 # What `kosmos train` answers without stopping: its stacks, a trace of its profiler.
 ASKING = signal.SIGUSR1, signal.SIGUSR2
+WRITING = threading.Lock()
 LIBC = ctypes.CDLL(None)
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -122,8 +124,12 @@ def _print_lines(stream, rank: int):
 
 def _write(line: str):
     # Where nobody reads any more, as after SIGHUP, the processes still have to get rid of their lines: they are saving.
-    with suppress(OSError):
-        os.write(1, f"{line}\n".encode())
+    rest = f"{line}\n".encode()
+    with suppress(OSError), WRITING:
+        while rest:  # a signal, or an output that does not wait, cuts a write short
+            select.select([], [1], [])
+            with suppress(BlockingIOError):
+                rest = rest[os.write(1, rest) :]
 
 
 def _forward_signals(processes, arrived) -> dict:

@@ -110,8 +110,8 @@ class Generator:
         Args:
           prompts: as `generate` takes them, or encoded already.
           max_new_tokens: at most, </s> included.
-          temperature: 0 takes the likeliest token; above, tokens are drawn.
-          top_k, top_p: limits for drawn tokens, see `sampling.truncate`; 0 and 1 are none.
+          temperature: 0 takes the most likely token; above, tokens are sampled.
+          top_k, top_p: limits for sampled tokens, see `sampling.truncate`; 0 and 1 are none.
           beams: width of the beam search; 1 is none.
           length_penalty: of the beam search, see beam.py.
           stop: texts before which to end. They may begin and end inside of tokens. A beam search is cut afterwards.

@@ -79,6 +79,15 @@ def test_prompts_show_images_as_training_does():
         open_image(Image.fromarray(np.full((2, 2), np.nan, np.float32)))
 
 
+def test_opened_images_of_formats_that_start_other_programs_are_refused_before_they_are_loaded():
+    eps, jpeg = io.BytesIO(), io.BytesIO()
+    Image.fromarray(PIXELS).save(eps, "EPS")
+    with pytest.raises(UserError, match="an image in the prompt: its format is EPS, none of JPEG, PNG"):
+        open_image(Image.open(eps))
+    Image.fromarray(PIXELS).save(jpeg, "MPO", save_all=True, append_images=[Image.fromarray(PIXELS)])
+    assert open_image(Image.open(jpeg)).size == open_image(jpeg.getvalue()).size
+
+
 def test_all_forms_of_an_image_read_alike(picture, tokenizer, config):
     file = io.BytesIO()
     Image.fromarray(PIXELS).save(file, "PNG")

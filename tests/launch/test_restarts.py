@@ -154,6 +154,19 @@ def test_what_fails_before_the_run_is_tried_again_and_counts_for_nothing(what, t
         assert "-o DPkg::Lock::Timeout=600 update\n" in (tmp_path / "apt-calls").read_text()
 
 
+def test_a_tpu_vm_gives_up_when_the_container_does_not_start_for_a_day(tmp_path, monkeypatch):
+    monkeypatch.setattr(tpu_vm, "SET_UPS", 9)
+    assert boot(tmp_path, [], pull="false") == []
+    assert (tmp_path / "lib/kosmos-ended").exists()
+    assert len((tmp_path / "pauses").read_text().split()) == 8
+    assert "gives up: see above why the container did not start 9 times" in (tmp_path / "log/kosmos.log").read_text()
+
+
+def test_a_container_that_started_in_between_begins_the_count_of_set_ups_anew(tmp_path, monkeypatch):
+    monkeypatch.setattr(tpu_vm, "SET_UPS", 3)
+    assert len(boot(tmp_path, [125, 125, 75, 125, 125, 0])) == 6
+
+
 def test_a_tpu_vm_pulls_from_a_private_registry_with_its_own_token(tmp_path):
     boot(tmp_path, [75, 0], pull="echo pull >> pulls")
     assert (tmp_path / "password").read_text() == "ya29.secret\n"

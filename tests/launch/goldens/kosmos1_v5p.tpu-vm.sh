@@ -61,17 +61,24 @@ start() {
         kosmos train --config configs/kosmos1.py --workdir /runs/kosmos1-v5p
 }
 
-pause=10
+pause=10 set_ups=0
 while :; do
     echo "== start on $(hostname), $(date -Is)"
     start
     status=$?
+    [ $status -eq 125 ] || set_ups=0
     echo "== status $status"
     case $status in
         0) break ;;  # all steps done
         2) break ;;  # see the message above: another start would end in the same way
         75) pause=10 ;;  # stopped and saved
-        125) pause=$((pause < 160 ? 2 * pause : 300)) ;;  # no failure of the run: tried until it works
+        125)  # no failure of the run, and most pass: the registry, apt's lock
+            pause=$((pause < 160 ? 2 * pause : 300)) set_ups=$((set_ups + 1))
+            if [ "$set_ups" -ge 290 ]; then
+                echo "== this host gives up: see above why the container did not start $set_ups times in a row"
+                break
+            fi
+            ;;
         *)
             pause=10 count=$(count_failure $status)
             echo "== failure $count of 51 without a new checkpoint before this host gives up"
