@@ -29,12 +29,15 @@ def size_in_bytes(text: str) -> int:
 
 def export(args) -> int:
     """Writes the export, says what it is, and with --verify compares it; 1 when it is not equal."""
+    from kosmos_jax.checkpoint import step_directory
     from kosmos_jax.interop.export import export
     from kosmos_jax.interop.packages import needed
+    from kosmos_jax.interop.stored import assert_arrays_intact
 
     to_write, to_verify = NEEDS[args.to]
     for module in to_write + to_verify * args.verify:
         needed(module)  # before hours of writing, not after
+    assert_arrays_intact(step_directory(args.checkpoint), ("params", "average"))
     record = export(args.checkpoint, args.to, args.out, args.dtype, size_in_bytes(args.max_shard_size))
     print(f"{args.out}: step {record.step} of {record.directory} as {args.to}, {args.dtype}")
     if not args.verify:

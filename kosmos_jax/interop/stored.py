@@ -3,9 +3,12 @@
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
-from kosmos_jax.checkpoint import reading
+from kosmos_jax.checkpoint import ITEMS, assert_intact, read_run, reading
+from kosmos_jax.checksums import checksums
 from kosmos_jax.interop.tensors import read_json
+from kosmos_jax.model import STACKS
 
 
 class StoredArrays:
@@ -55,3 +58,34 @@ class StoredModel:
         """float32, the array `path` of kosmos_jax.model.parameters or one layer of it."""
         item = self._average if self._average and path in self._average.paths else self._params
         return item.read(path, layer)
+
+
+def assert_arrays_intact(directory: Path, items=ITEMS) -> tuple[int, int]:
+    """Compares checksums, one array at a time, or one layer where arrays are stacked over layers.
+
+    Args:
+      directory: of a step.
+      items: those of the checkpoint to look at.
+
+    Returns:
+      (arrays, bytes) that were read.
+
+    Raises:
+      UserError: it cannot be read, or is damaged.
+    """
+    with reading(directory):
+        written = {item: sums for item, sums in read_run(directory)["checksums"].items() if item in items}
+    count, size = sum(map(len, written.values())), 0
+    with tqdm(total=count, desc="checksums", unit=" arrays", delay=2, disable=None) as bar:
+        for item, sums in written.items():
+            stored = StoredArrays(directory / item)
+            for name in sums:
+                found, words = 0, 0
+                for layer in range(stored.layers(name)) if name.startswith(STACKS) else (None,):
+                    part = stored.read(name, layer)
+                    # One name, so that each shape is compiled once.
+                    found += checksums({"part": part}, first=words)["part"]
+                    words, size = words + part.size, size + part.nbytes
+                assert_intact(directory / item, {name: found % 2**32}, sums)
+                bar.update()
+    return count, size
