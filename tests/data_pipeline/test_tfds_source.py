@@ -201,3 +201,19 @@ def test_records_of_a_shard_that_was_cut_off_are_not_empty_documents(own_shards)
     shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
     with pytest.raises(RecordError, match=r"train\[2\]: "):
         pets(folder, interleaved=("images", "texts"))("train")[2]
+
+
+def test_a_shard_damaged_as_a_whole_is_not_read_to_its_end_for_each_record(own_shards):
+    folder, (shard, _) = own_shards
+    if "array_record" not in shard.name:
+        pytest.skip("only array_record's errors have to be told apart by reading the shard")
+    damaged = bytearray(shard.read_bytes())
+    damaged[len(damaged) // 2 + 5] ^= 255  # the header of the block where the list of records begins
+    shard.write_bytes(damaged)
+    source = pets(folder, template="{legs}")("train")
+    opened, read = source._records._gfile, []
+    source._records._gfile = lambda *args: read.append(args) or opened(*args)
+    for i in range(3):
+        with pytest.raises(RecordError, match=rf"train\[{i}\]: .* is damaged"):
+            source[i]
+    assert len(read) == 2
