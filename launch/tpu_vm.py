@@ -20,6 +20,8 @@ RUNTIMES = {
     "v5p": "v2-alpha-tpuv5",
     "v6e": "v2-alpha-tpuv6e",
 }
+# How often in a row the container may not start: with pauses of 5 minutes, about a day.
+SET_UPS = 290
 FLAGS = " ".join(f"--{option}" for option in BUCKET_OPTIONS.split(","))
 
 CONTROL = """\
@@ -97,17 +99,24 @@ start() {{
         {command}
 }}
 
-pause=10
+pause=10 set_ups=0
 while :; do
     echo "== start on $(hostname), $(date -Is)"
     start
     status=$?
+    [ $status -eq 125 ] || set_ups=0
     echo "== status $status"
     case $status in
         0) break ;;  # all steps done
         2) break ;;  # see the message above: another start would end in the same way
         75) pause=10 ;;  # stopped and saved
-        125) pause=$((pause < 160 ? 2 * pause : 300)) ;;  # no failure of the run: tried until it works
+        125)  # no failure of the run, and most pass: the registry, apt's lock
+            pause=$((pause < 160 ? 2 * pause : 300)) set_ups=$((set_ups + 1))
+            if [ "$set_ups" -ge {set_ups} ]; then
+                echo "== this host gives up: see above why the container did not start $set_ups times in a row"
+                break
+            fi
+            ;;
         *)
             pause=10 count=$(count_failure $status)
             echo "== failure $count of {allowed} without a new checkpoint before this host gives up"
@@ -189,6 +198,7 @@ def boot_script(job: JobDescription) -> str:
         mounts="".join(mounts),
         image=shlex.quote(job.image),
         login=f"log_in {shlex.quote(registry)} && " if private else "",
+        set_ups=SET_UPS,
         allowed=job.max_restarts + 1,
         grace=GRACE_SECONDS,
         options=shlex.join([*options, job.image]),

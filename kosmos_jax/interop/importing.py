@@ -147,7 +147,8 @@ def import_weights(kind: str, path, out, *, config=None, tokenizer=None, vocab_s
       out: a folder that does not exist or is empty.
       config: a config whose other sections the result takes; its model's sizes become the file's. Default:
         configs/kosmos1.py for `clip`, where all but the vision tower is freshly drawn, else configs/kosmos2.py.
-      tokenizer: a SentencePiece model file or a tokenizer.json made of one; default: what lies beside the weights.
+      tokenizer: a SentencePiece model file, a tokenizer.json made of one, or a folder with either; default: what lies
+        beside the weights.
       vocab_size: drops ids at the end of the vocabulary, or adds rows to it, drawn as a fresh model's; 0 leaves it.
 
     Raises:
@@ -196,19 +197,20 @@ def fresh_parameters(config, wanted) -> dict[str, jax.Array]:
 
 
 def _find_tokenizer(path: Path, given, vocab_size: int) -> Tokenizer:
-    candidates = [Path(given)] if given else [beside(path, name) for name in (SENTENCEPIECE, TOKENIZER_JSON)]
+    place = Path(given or path)
+    one = given and not place.is_dir()
+    candidates = [place] if one else [beside(place, name) for name in (SENTENCEPIECE, TOKENIZER_JSON)]
     file = next((file for file in candidates if file.is_file()), None)
     if file is None:
+        advice = "" if given else "Put it there (in transformers: processor.save_pretrained), or elsewhere. "
         raise UserError(
-            f"no tokenizer: there is no {' and no '.join(map(str, candidates))}. Put it there (in transformers: "
-            f"processor.save_pretrained), or give a SentencePiece model or a tokenizer.json with --tokenizer FILE"
+            f"no tokenizer: there is no {' and no '.join(map(str, candidates))}. {advice}--tokenizer takes a "
+            f"SentencePiece model, a tokenizer.json, or a folder with one of them"
         )
     log.info("reading %s", file)
-    if file.suffix == ".json":
-        model_bytes = tokenizer_json.sentencepiece_model(file)
-        tokenizers = [Tokenizer(model_bytes, kosmos2_tags=tags) for tags in (False, True)]
-    else:
-        tokenizers = [Tokenizer.load(file, kosmos2_tags=tags) for tags in (False, True)]
+    is_json = file.suffix == ".json"
+    model_bytes = tokenizer_json.sentencepiece_model(file) if is_json else Tokenizer.load(file).model_bytes
+    tokenizers = [Tokenizer(model_bytes, kosmos2_tags=tags) for tags in (False, True)]
     fitting = [tokenizer for tokenizer in tokenizers if tokenizer.size == vocab_size]
     if not fitting:
         plain, with_tags = (tokenizer.size for tokenizer in tokenizers)

@@ -134,7 +134,7 @@ def _unilm_sections(path, tensors):
 def _shapes_of(path: Path, tensors: Mapping[str, Tensor]) -> Callable[[str], tuple[int, ...]]:
     def shape(name: str) -> tuple[int, ...]:
         if name not in tensors:
-            raise UserError(f"{path} has no {name}: it is of another kind than --from says, or not whole")
+            raise UserError(f"{path} has no {name}: it is of another kind than --from says, or incomplete")
         return tensors[name].shape
 
     return shape

@@ -559,7 +559,7 @@ def test_quantized_weights_are_refused(exported, tmp_path, file, dtype):
     ("torch", {"positions": None}, "positions is None"),
     ("torch", {"vocab_size": 400}, r"embedding.weight \[51, 32\], the model has \[400, 32\]"),
     ("torch", {"sentencepiece.bpe.model": b"{}"}, "no SentencePiece model"),
-    ("torch", {"sentencepiece.bpe.model": None, "tokenizer.json": None}, "no tokenizer: .*--tokenizer FILE"),
+    ("torch", {"sentencepiece.bpe.model": None, "tokenizer.json": None}, "no tokenizer: .*in.sentence.*Put it there"),
 ])  # fmt: skip
 def test_a_folder_that_is_not_what_it_should_be_is_told(exported, tmp_path, kind, spoil, message):
     folder = shutil.copytree(exported, tmp_path / "in")
@@ -576,6 +576,19 @@ def test_a_folder_that_is_not_what_it_should_be_is_told(exported, tmp_path, kind
     with pytest.raises(UserError, match=message):
         import_weights(kind, folder, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+def test_a_tokenizer_is_a_file_or_a_folder(exported, tokenizer, tmp_path):
+    source = tmp_path / "model.safetensors"
+    for name in ("model.safetensors", "config.json"):
+        shutil.copyfile(exported / name, tmp_path / name)
+    for out, given in enumerate((exported, exported / "tokenizer.json", exported / "sentencepiece.bpe.model")):
+        record = import_weights("torch", source, tmp_path / str(out), tokenizer=given)
+        assert record.tokenizer.encode(" ".join(TEXTS)) == tokenizer.encode(" ".join(TEXTS))
+    (tmp_path / "empty").mkdir()
+    for given, missing in (("empty", "empty/sentencepiece.bpe.model and no .*/empty/tokenizer.json"), ("x", "x")):
+        with pytest.raises(UserError, match=rf"there is no [^ ]*/{missing}\. --tokenizer takes .* a folder"):
+            import_weights("torch", source, tmp_path / "no", tokenizer=tmp_path / given)
 
 
 def test_the_result_generates_and_trains_from(sinusoidal_run, exported, tmp_path):
