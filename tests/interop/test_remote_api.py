@@ -18,10 +18,10 @@ def batch(processor, images):
 @pytest.mark.parametrize(
     "text, count, message",
     [
-        (["none", "<image> and <image>"], 1, "text 1 has image 2, and there is 1 image"),
+        (["none", "<image> and <image>"], 1, "text 1 has 2 <image>, and there is 1 image for it"),
         ("<image>", 2, "there are 2 images, and the texts name 1"),
         ("nothing", 1, "there is 1 image, and the texts name 0"),
-        ("<image>", 0, "text 0 has image 1, and there are 0 images"),
+        ("<image>", 0, "text 0 has 1 <image>, and there are 0 images for it"),
     ],
 )
 def test_a_wrong_number_of_images_is_refused(processor, images, text, count, message):
