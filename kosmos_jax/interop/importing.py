@@ -16,8 +16,8 @@ from kosmos_jax.errors import UserError
 from kosmos_jax.interop import names, tokenizer_json
 from kosmos_jax.interop.export import complete_or_absent
 from kosmos_jax.interop.processor import SENTENCEPIECE
-from kosmos_jax.interop.sources import beside, check_pixels, find_source
-from kosmos_jax.interop.tensors import FLOATS, Tensor, open_tensors
+from kosmos_jax.interop.sources import SOURCES, beside, check_pixels
+from kosmos_jax.interop.tensors import FLOATS, Tensor, open_weights
 from kosmos_jax.model import Kosmos, abstract_model, parameters
 
 TOKENIZER_JSON = "tokenizer.json"
@@ -37,8 +37,8 @@ class Reader:
           UserError: unreadable, or not of this kind.
         """
         self.path = Path(path)
-        self.source, self.tensors = find_source(kind, self.path, open_tensors(self.path))
-        self.sections = self.source.sections(self.path, self.tensors)
+        self.source = SOURCES[kind](self.path, open_weights(self.path))
+        self.tensors, self.sections = self.source.tensors, self.source.sections
         check_pixels(self.path)
 
     def check(self, shapes: Mapping) -> dict[str, names.Place]:
