@@ -1,5 +1,5 @@
 # make demo   train a small KOSMOS-1 on this machine and see what it reads
-# make test   the fast tests; test-slow the others; test-all both; test-transformers4 exports in transformers 4
+# make test   the fast tests; test-slow the others; test-all both; test-transformers4 those of exports in transformers 4
 # make bench  compare with transformers' Kosmos-2 in PyTorch
 # make lint   ruff
 #
@@ -38,11 +38,13 @@ test-slow: $(VENV)/compilers/is-whole
 
 test-all: test test-slow
 
-# What an export holds is for transformers 4.57 too.
+# What an export holds is for transformers 4.57 too, and what that writes is imported.
 test-transformers4: $(VENV)/transformers-4/is-whole
 	PYTHONPATH=$(VENV)/transformers-4 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest \
 	    tests/interop/test_remote_{api,code}.py \
-	    tests/interop/test_export.py::test_pytorch_gives_our_numbers_and_import_our_bits
+	    tests/interop/test_export.py::test_pytorch_gives_our_numbers_and_import_our_bits \
+	    tests/interop/test_import.py::test_configs_in_the_forms_that_transformers_has_written_are_read \
+	    tests/interop/test_import.py::test_what_pytorch_changed_and_saved_comes_back
 
 bench: $(VENV)/has-test
 	$(BIN)/python benchmarks/cpu.py

@@ -23,15 +23,15 @@ class Fields(NamedTuple):
     fixed: Mapping[str, Any] = {}
     harmless: Collection[str] = ()
 
-    def read(self, section: Any, where: str) -> dict[str, Any]:
-        """Our key -> value, of the fields that are taken.
+    def read(self, section: Any, where: str, required: bool = False) -> dict[str, Any]:
+        """Our key -> value, of the fields that are taken; none of them may be missing if they are `required`.
 
         Raises:
-          UserError: names every field that is unknown, of another type, or has a value that is not implemented.
+          UserError: names every field that is unknown, missing, of another type or of a value that is not implemented.
         """
         if not isinstance(section, Mapping):
             raise UserError(f"{where} is {section!r}; it must be an object with fields")
-        problems = []
+        problems = [f"{key} is missing" for key in self.taken if required and key not in section]
         for key, value in section.items():
             if key in self.fixed:
                 if value != self.fixed[key]:
@@ -132,11 +132,14 @@ OPEN_CLIP_VISION = Fields(
     harmless="mlp_ratio pool_type output_tokens attn_pooler_queries attn_pooler_heads".split(),
 )
 
-# How pixels are normalised (kosmos_jax/model/vision.py): file -> (section, fields).
-PIXELS = {
-    "preprocessor_config.json": ("", dict(image_mean=list(PIXEL_MEAN), image_std=list(PIXEL_STD))),
-    "processor_config.json": ("image_processor", dict(image_mean=list(PIXEL_MEAN), image_std=list(PIXEL_STD))),
-    "open_clip_config.json": ("preprocess_cfg", dict(mean=list(PIXEL_MEAN), std=list(PIXEL_STD))),
+# How pixels are normalised (kosmos_jax/model/vision.py), and the section of each file that says it.
+PIXELS = Fields(
+    fixed=dict.fromkeys(("image_mean", "mean"), list(PIXEL_MEAN)) | dict.fromkeys(("image_std", "std"), list(PIXEL_STD))
+)
+PIXEL_SECTIONS = {
+    "preprocessor_config.json": "",
+    "processor_config.json": "image_processor",
+    "open_clip_config.json": "preprocess_cfg",
 }
 
 # fairseq's arguments in a file of microsoft/unilm (kosmos-2/unilm/models/gpt.py, unigpt.py): those that say what the
@@ -153,7 +156,7 @@ UNILM = Fields(
 )
 
 # What `kosmos export` writes around the sections that are ours.
-REMOTE_CODE = Fields(
-    fixed=_IDS | dict(model_type="kosmos-jax"), harmless=TRANSFORMERS | {"text", "vision", "connector"}
-)
+SECTIONS = ("text", "vision", "connector")
+REMOTE_CODE = Fields(fixed=_IDS | dict(model_type="kosmos-jax"), harmless=TRANSFORMERS | {*SECTIONS})
 TORCH = Fields(harmless=("model", "dtype"))
+TORCH_MODEL = Fields(harmless=(*SECTIONS, "dtype", "remat", "scan_unroll"))

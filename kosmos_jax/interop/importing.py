@@ -16,8 +16,8 @@ from kosmos_jax.errors import UserError
 from kosmos_jax.interop import names, tokenizer_json
 from kosmos_jax.interop.export import complete_or_absent
 from kosmos_jax.interop.processor import SENTENCEPIECE
-from kosmos_jax.interop.sources import beside, check_pixels, find_source
-from kosmos_jax.interop.tensors import FLOATS, Tensor, open_tensors
+from kosmos_jax.interop.sources import SOURCES, beside, check_pixels
+from kosmos_jax.interop.tensors import FLOATS, Tensor, open_weights
 from kosmos_jax.model import Kosmos, abstract_model, parameters
 
 TOKENIZER_JSON = "tokenizer.json"
@@ -37,8 +37,8 @@ class Reader:
           UserError: unreadable, or not of this kind.
         """
         self.path = Path(path)
-        self.source, self.tensors = find_source(kind, self.path, open_tensors(self.path))
-        self.sections = self.source.sections(self.path, self.tensors)
+        self.source = SOURCES[kind](self.path, open_weights(self.path))
+        self.tensors, self.sections = self.source.tensors, self.source.sections
         check_pixels(self.path)
 
     def check(self, shapes: Mapping) -> dict[str, names.Place]:
@@ -147,7 +147,8 @@ def import_weights(kind: str, path, out, *, config=None, tokenizer=None, vocab_s
       out: a folder that does not exist or is empty.
       config: a config whose other sections the result takes; its model's sizes become the file's. Default:
         configs/kosmos1.py for `clip`, where all but the vision tower is freshly drawn, else configs/kosmos2.py.
-      tokenizer: a SentencePiece model file or a tokenizer.json made of one; default: what lies beside the weights.
+      tokenizer: a SentencePiece model file, a tokenizer.json made of one, or a folder with either; default: what lies
+        beside the weights.
       vocab_size: drops ids at the end of the vocabulary, or adds rows to it, drawn as a fresh model's; 0 leaves it.
 
     Raises:
@@ -196,19 +197,20 @@ def fresh_parameters(config, wanted) -> dict[str, jax.Array]:
 
 
 def _find_tokenizer(path: Path, given, vocab_size: int) -> Tokenizer:
-    candidates = [Path(given)] if given else [beside(path, name) for name in (SENTENCEPIECE, TOKENIZER_JSON)]
+    place = Path(given or path)
+    one = given and not place.is_dir()
+    candidates = [place] if one else [beside(place, name) for name in (SENTENCEPIECE, TOKENIZER_JSON)]
     file = next((file for file in candidates if file.is_file()), None)
     if file is None:
+        advice = "" if given else "Put it there (in transformers: processor.save_pretrained), or elsewhere. "
         raise UserError(
-            f"no tokenizer: there is no {' and no '.join(map(str, candidates))}. Put it there (in transformers: "
-            f"processor.save_pretrained), or give a SentencePiece model or a tokenizer.json with --tokenizer FILE"
+            f"no tokenizer: there is no {' and no '.join(map(str, candidates))}. {advice}--tokenizer takes a "
+            f"SentencePiece model, a tokenizer.json, or a folder with one of them"
         )
     log.info("reading %s", file)
-    if file.suffix == ".json":
-        model_bytes = tokenizer_json.sentencepiece_model(file)
-        tokenizers = [Tokenizer(model_bytes, kosmos2_tags=tags) for tags in (False, True)]
-    else:
-        tokenizers = [Tokenizer.load(file, kosmos2_tags=tags) for tags in (False, True)]
+    is_json = file.suffix == ".json"
+    model_bytes = tokenizer_json.sentencepiece_model(file) if is_json else Tokenizer.load(file).model_bytes
+    tokenizers = [Tokenizer(model_bytes, kosmos2_tags=tags) for tags in (False, True)]
     fitting = [tokenizer for tokenizer in tokenizers if tokenizer.size == vocab_size]
     if not fitting:
         plain, with_tags = (tokenizer.size for tokenizer in tokenizers)

@@ -8,38 +8,31 @@ from typing import Any, NamedTuple
 from kosmos_jax.errors import UserError
 from kosmos_jax.interop import fields, names
 from kosmos_jax.interop.fields import Fields
-from kosmos_jax.interop.tensors import Tensor, fairseq_arguments, read_json
+from kosmos_jax.interop.tensors import Tensor, Weights, read_json
 
 CONFIG, OPEN_CLIP_CONFIG = "config.json", "open_clip_config.json"
 
 
 class Source(NamedTuple):
-    """A form of weights that others publish.
+    """Weights that others publish.
 
     Attributes:
+      tensors: by the names in the file, or by those that a fused one is taken apart into.
+      sections: those of config.model that the file decides, e.g. {"vision": {...}}.
       rename: our PyTorch name -> the name in the file.
-      sections: (path, tensors) -> the sections of config.model that the file decides, e.g. {"vision": {...}}.
       ignored: names in the file that carry nothing we need.
       head: the output layer, where the file may have one: it must be the embedding, as it is here.
       keeps: which of our PyTorch names the file has.
       convolution: whether the patch embedding is a convolution there.
     """
 
+    tensors: Mapping[str, Tensor]
+    sections: dict[str, dict[str, Any]]
     rename: Callable[[str], str]
-    sections: Callable[[Path, Mapping[str, Tensor]], dict[str, dict[str, Any]]]
     ignored: re.Pattern = re.compile(r"(?!)")
     head: str = ""
     keeps: Callable[[str], bool] = lambda name: True
     convolution: bool = True
-
-
-def find_source(kind: str, path: Path, tensors: Mapping[str, Tensor]) -> tuple[Source, dict[str, Tensor]]:
-    """The source of a kind, and the tensors under the names that it expects.
-
-    Raises:
-      UserError: the file is plainly of another kind.
-    """
-    return _clip(path, tensors) if kind == "clip" else (SOURCES[kind], dict(tensors))
 
 
 def check_pixels(path: Path):
@@ -48,12 +41,12 @@ def check_pixels(path: Path):
     Raises:
       UserError: it is another one.
     """
-    for name, (section, fixed) in fields.PIXELS.items():
+    for name, section in fields.PIXEL_SECTIONS.items():
         file = beside(path, name)
         given = read_json(file) if file.is_file() else {}
         given = given.get(section) if section and isinstance(given, Mapping) else given
         if isinstance(given, Mapping):
-            Fields(fixed=fixed).read_some(given, str(file))
+            fields.PIXELS.read_some(given, str(file))
 
 
 def beside(path: Path, name: str) -> Path:
@@ -65,26 +58,34 @@ def _config(path: Path, *keys: str) -> Any:
     return read_json(beside(path, CONFIG), *keys)
 
 
-def _read(path: Path, table: Fields, *keys: str) -> dict[str, Any]:
-    return table.read(_config(path, *keys), f"{beside(path, CONFIG)}: {'.'.join(keys)}".removesuffix(": "))
+def _read(path: Path, table: Fields, *keys: str, required: bool = False) -> dict[str, Any]:
+    return table.read(_config(path, *keys), f"{beside(path, CONFIG)}: {'.'.join(keys)}".removesuffix(": "), required)
 
 
-def _our_sections(path: Path, around: Fields, *keys: str) -> dict[str, dict[str, Any]]:
+def _our_sections(path: Path, *keys: str) -> dict[str, dict[str, Any]]:
     """The sections that `kosmos export` wrote, complete."""
     from configs import kosmos1
 
-    sections = {}
-    for name in ("text", "vision", "connector"):
-        ours = kosmos1.model()[name]
-        for key in ours:
-            _config(path, *keys, name, key)
-        sections[name] = _read(path, Fields({key: (key, value) for key, value in ours.items()}), *keys, name)
-    _read(path, around)
-    return sections
+    ours = kosmos1.model()
+    tables = {name: Fields({key: (key, value) for key, value in ours[name].items()}) for name in fields.SECTIONS}
+    return {name: _read(path, table, *keys, name, required=True) for name, table in tables.items()}
 
 
-def _kosmos2_sections(path, tensors):
-    """Of transformers' Kosmos2Config; what a config.json leaves out has transformers' default."""
+def _remote_code(path: Path, weights: Weights) -> Source:
+    sections = _our_sections(path)
+    _read(path, fields.REMOTE_CODE)
+    return Source(weights.tensors, sections, lambda name: f"model.{name}", convolution=False)
+
+
+def _torch(path: Path, weights: Weights) -> Source:
+    sections = _our_sections(path, "model")
+    _read(path, fields.TORCH)
+    _read(path, fields.TORCH_MODEL, "model")
+    return Source(weights.tensors, sections, lambda name: name, convolution=False)
+
+
+def _kosmos2(path: Path, weights: Weights) -> Source:
+    """By transformers' Kosmos2Config; what a config.json leaves out has transformers' default."""
     _config(path, "model_type")
     file, config = beside(path, CONFIG), _config(path)
     connector = _read(path, fields.KOSMOS2)
@@ -92,7 +93,13 @@ def _kosmos2_sections(path, tensors):
     given = {key: {} if config.get(key) is None else config[key] for key in tables}
     text, vision = (table.read(given[key], f"{file}: {key}") for key, table in tables.items())
     connector |= dict(kind="xconnector", heads=text["heads"], layers=1, dropout=text["attention_dropout"])
-    return dict(text=text | dict(positions="sinusoidal"), vision=vision, connector=connector)
+    return Source(
+        weights.tensors,
+        dict(text=text | dict(positions="sinusoidal"), vision=vision, connector=connector),
+        names.kosmos2,
+        ignored=re.compile(r"text_model\.model\.embed_positions\.weights|.*position_ids"),
+        head="text_model.lm_head.weight",
+    )
 
 
 def _clip_section(path: Path) -> dict[str, Any]:
@@ -111,13 +118,13 @@ def _layers(tensors: Mapping[str, Tensor], pattern: str) -> int:
     return len({match[1] for name in tensors if (match := re.match(pattern, name))})
 
 
-def _unilm_sections(path, tensors):
-    """From the shapes, and from fairseq's arguments in the file; heads of 64, as in all of the family, without them."""
-    shape = _shapes_of(path, tensors)
+def _unilm(path: Path, weights: Weights) -> Source:
+    """By the shapes, and by fairseq's arguments in the file; heads of 64, as in all of the family, without them."""
+    tensors, shape = weights.tensors, _shapes_of(path, weights.tensors)
     vocabulary, width = shape("gpt_model.decoder.embed_tokens.weight")
     table = fields.UNILM._replace(taken=dict(decoder_attention_heads=("heads", max(1, width // 64))))
-    heads = table.read_some(fairseq_arguments(path), str(path))["heads"]
-    return dict(
+    heads = table.read_some(weights.arguments, str(path))["heads"]
+    sections = dict(
         text=dict(
             vocab_size=vocabulary,
             width=width,
@@ -129,12 +136,18 @@ def _unilm_sections(path, tensors):
         vision=_openai_section(path, "img_model.visual.", tensors, "quick_gelu"),
         connector=dict(kind="xconnector", tokens=shape("img_connector.latent_query")[0], heads=heads, layers=1),
     )
+    ignored = (
+        r"gpt_model\.decoder\.(version|embed_positions\._float_tensor|.*self_attn_sope\..*)"
+        r"|img_model\.visual\.proj|img_model\.(?!visual\.).*"
+    )
+    head = "gpt_model.decoder.output_projection.weight"
+    return Source(tensors, sections, names.unilm, re.compile(ignored), head)
 
 
 def _shapes_of(path: Path, tensors: Mapping[str, Tensor]) -> Callable[[str], tuple[int, ...]]:
     def shape(name: str) -> tuple[int, ...]:
         if name not in tensors:
-            raise UserError(f"{path} has no {name}: it is of another kind than --from says, or not whole")
+            raise UserError(f"{path} has no {name}: it is of another kind than --from says, or incomplete")
         return tensors[name].shape
 
     return shape
@@ -159,28 +172,25 @@ def _openai_section(
     return section | dict(heads=max(1, width // head_width), ffn=ffn, activation=activation)
 
 
-def _clip(path: Path, tensors: Mapping[str, Tensor]) -> tuple[Source, dict[str, Tensor]]:
+def _clip(path: Path, weights: Weights) -> Source:
     """A CLIP vision tower as transformers (three prefixes), OpenAI or open_clip name it; the text tower is left."""
+    tensors = weights.tensors
     for prefix in ("vision_model.model.", "vision_model.", ""):
         if f"{prefix}pre_layrnorm.weight" in tensors:
             ignored = r".*\.?position_ids|visual_projection\..*|text_.*|logit_scale"
-            return _tower(prefix, names.clip, _clip_section(path), ignored), dict(tensors)
+            return _tower(tensors, prefix, names.clip, _clip_section(path), ignored)
     for prefix in ("visual.", ""):
         if f"{prefix}conv1.weight" in tensors and f"{prefix}class_embedding" in tensors:
             config, activation = _open_clip_config(path, tensors)
             section = _openai_section(path, prefix, tensors, activation, config)
-            return _tower(prefix, names.openai, section, rf"{re.escape(prefix)}proj"), _split_in_proj(tensors)
+            return _tower(_split_in_proj(tensors), prefix, names.openai, section, rf"{re.escape(prefix)}proj")
     raise UserError(f"{path} holds no vision tower of CLIP under any name known here")
 
 
-def _tower(prefix: str, rename: Callable[[str], str], section: dict[str, Any], ignored: str) -> Source:
+def _tower(tensors: Mapping[str, Tensor], prefix: str, rename: Callable[[str], str], section, ignored: str) -> Source:
     """A vision tower whose names begin with `prefix`; what begins otherwise is another tower."""
-    return Source(
-        rename=lambda name: prefix + rename(name),
-        sections=lambda path, tensors: dict(vision=section),
-        ignored=re.compile(rf"(?!{re.escape(prefix)}).*|{ignored}"),
-        keeps=names.is_vision,
-    )
+    ignored = re.compile(rf"(?!{re.escape(prefix)}).*|{ignored}")
+    return Source(tensors, dict(vision=section), lambda name: prefix + rename(name), ignored, keeps=names.is_vision)
 
 
 def _open_clip_config(path: Path, tensors: Mapping[str, Tensor]) -> tuple[Mapping[str, Any], str]:
@@ -220,24 +230,11 @@ def _rows_from(tensor: Tensor, first: int, rows: int):
     return read
 
 
-SOURCES = {
-    "hf-kosmos2": Source(
-        names.kosmos2,
-        _kosmos2_sections,
-        re.compile(r"text_model\.model\.embed_positions\.weights|.*position_ids"),
-        head="text_model.lm_head.weight",
-    ),
-    "unilm": Source(
-        names.unilm,
-        _unilm_sections,
-        re.compile(
-            r"gpt_model\.decoder\.(version|embed_positions\._float_tensor|.*self_attn_sope\..*)"
-            r"|img_model\.visual\.proj|img_model\.(?!visual\.).*"
-        ),
-        head="gpt_model.decoder.output_projection.weight",
-    ),
-    "hf-remote-code": Source(
-        lambda name: f"model.{name}", lambda path, _: _our_sections(path, fields.REMOTE_CODE), convolution=False
-    ),
-    "torch": Source(lambda name: name, lambda path, _: _our_sections(path, fields.TORCH, "model"), convolution=False),
+# Kind -> function from the path and what lies there to the source; UserError where it is plainly of another kind.
+SOURCES: dict[str, Callable[[Path, Weights], Source]] = {
+    "hf-kosmos2": _kosmos2,
+    "unilm": _unilm,
+    "clip": _clip,
+    "hf-remote-code": _remote_code,
+    "torch": _torch,
 }

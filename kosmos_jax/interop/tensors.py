@@ -47,8 +47,20 @@ class Tensor(NamedTuple):
     dtype: str
 
 
-def open_tensors(path: str | Path) -> dict[str, Tensor]:
-    """All tensors of a file or of a transformers directory, by name; no values are read yet.
+class Weights(NamedTuple):
+    """What a file, or a set of files, holds.
+
+    Attributes:
+      tensors: by name.
+      arguments: of the model, which fairseq saves beside its weights (checkpoint_utils.py); {} in other files.
+    """
+
+    tensors: dict[str, Tensor]
+    arguments: Mapping[str, Any] = {}
+
+
+def open_weights(path: str | Path) -> Weights:
+    """All tensors of a file or of a transformers directory; no values are read yet.
 
     Args:
       path: a .safetensors file, a PyTorch file (.pt, .pth, .bin), or a folder: of several sets of weights there, the
@@ -89,7 +101,7 @@ def _weights(folder: Path) -> Path:
     raise UserError(f"{folder}: no weights (*.safetensors, *.bin, *.pt) in this folder")
 
 
-def _open_shards(index: Path) -> dict[str, Tensor]:
+def _open_shards(index: Path) -> Weights:
     """The tensors that an index lists, each from the file where it is listed."""
     places = read_json(index, "weight_map")
     if not (isinstance(places, Mapping) and all(isinstance(file, str) for file in places.values())):
@@ -101,13 +113,13 @@ def _open_shards(index: Path) -> dict[str, Tensor]:
     if missing:
         raise UserError(f"{index} lists {', '.join(missing)}, which is not there: download it again")
     log.info("reading %s and %s", index, ", ".join(files))
-    opened = {file: _open_file(index.parent / file) for file in files}
+    opened = {file: _open_file(index.parent / file).tensors for file in files}
     listed, held = set(places.items()), {(name, file) for file, tensors in opened.items() for name in tensors}
     if listed != held:
         name, file = min(listed ^ held)
         problem = "not in it" if (name, file) in listed else "in it and not listed there"
         raise UserError(f"{index} and the files are not of one set: {name} of {file} is {problem}")
-    return {name: opened[file][name] for name, file in places.items()}
+    return Weights({name: opened[file][name] for name, file in places.items()})
 
 
 def read_json(file: Path, *keys: str) -> Any:
@@ -129,11 +141,11 @@ def read_json(file: Path, *keys: str) -> Any:
     return value
 
 
-def _open_file(path: Path) -> dict[str, Tensor]:
+def _open_file(path: Path) -> Weights:
     return _open_safetensors(path) if path.suffix == ".safetensors" else _open_torch(path)
 
 
-def _open_safetensors(path: Path) -> dict[str, Tensor]:
+def _open_safetensors(path: Path) -> Weights:
     safetensors = needed("safetensors")
     try:
         file = safetensors.safe_open(path, framework="numpy")
@@ -144,16 +156,17 @@ def _open_safetensors(path: Path) -> dict[str, Tensor]:
     def reader(name):
         return lambda index: slices[name][index] if index else file.get_tensor(name)
 
-    return {name: Tensor(tuple(piece.get_shape()), reader(name), piece.get_dtype()) for name, piece in slices.items()}
+    pieces = slices.items()
+    return Weights({name: Tensor(tuple(piece.get_shape()), reader(name), piece.get_dtype()) for name, piece in pieces})
 
 
-def _open_torch(path: Path) -> dict[str, Tensor]:
+def _open_torch(path: Path) -> Weights:
     """A PyTorch file: a state dict, or one under "model" or "state_dict"; OpenAI's TorchScript archives too."""
-    torch, state = needed("torch"), _unpickled(path)
+    torch, saved = needed("torch"), _unpickled(path)
+    state = saved
     for key in ("model", "state_dict"):
         if isinstance(state.get(key), Mapping):
             state = state[key]
-    tensors = {name: value for name, value in state.items() if torch.is_tensor(value)}
 
     def reader(value):
         def read(index):
@@ -165,24 +178,15 @@ def _open_torch(path: Path) -> dict[str, Tensor]:
         return read
 
     dtype = lambda value: str(value.dtype if value.layout == torch.strided else value.layout)  # noqa: E731
-    return {
+    tensors = {
         name: Tensor(tuple(value.shape), reader(value), dtype(value).removeprefix("torch."))
-        for name, value in tensors.items()
+        for name, value in state.items()
+        if torch.is_tensor(value)
     }
-
-
-def fairseq_arguments(path: str | Path) -> Mapping[str, Any]:
-    """The arguments of the model that fairseq keeps beside its weights (checkpoint_utils.py); {} where there are none.
-
-    Args:
-      path: as for `open_tensors`.
-    """
-    file = _weights(Path(path))
-    saved = {} if file.suffix in (".safetensors", ".json") else _unpickled(file)
     config = saved.get("cfg")
     arguments = config.get("model") if isinstance(config, Mapping) else saved.get("args")
     arguments = vars(arguments) if isinstance(arguments, argparse.Namespace) else arguments
-    return arguments if isinstance(arguments, Mapping) else {}
+    return Weights(tensors, arguments if isinstance(arguments, Mapping) else {})
 
 
 def _unpickled(path: Path) -> Mapping[str, Any]:

@@ -33,7 +33,7 @@ class Agreement(NamedTuple):
       difference: largest absolute difference of two logits.
       relative: the same as a share of the largest absolute logit.
       divergence: mean of KL(ours || theirs) over the tokens, in nats.
-      top1: share of the tokens for which both have the same likeliest next token.
+      top1: share of the tokens for which both have the same most likely next token.
     """
 
     case: str

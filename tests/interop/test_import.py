@@ -19,10 +19,12 @@ from kosmos_jax import checkpoint
 from kosmos_jax.cli import main
 from kosmos_jax.config import apply_overrides
 from kosmos_jax.errors import UserError
-from kosmos_jax.interop import names
+from kosmos_jax.interop import fields, names
 from kosmos_jax.interop.export import export
+from kosmos_jax.interop.fields import Fields
 from kosmos_jax.interop.importing import Reader, import_weights, vision_parameters
-from kosmos_jax.interop.sources import SOURCES, find_source
+from kosmos_jax.interop.sources import SOURCES
+from kosmos_jax.interop.tensors import Weights
 from kosmos_jax.interop.verify import report, verify
 from kosmos_jax.model import abstract_model, parameters, with_parameters
 from kosmos_jax.parallel.mesh import make_mesh
@@ -255,6 +257,8 @@ def test_what_pytorch_changed_and_saved_comes_back(kind, run, request, tmp_path)
 
     words = ["--from", kind, "--source", f"{tmp_path}/tuned", "--out", f"{tmp_path}/back"]
     assert main(["import", *words]) == 0
+    # That of the export asks for eager attention; the one of Kosmos-2 by default is wrong in transformers 4.57.
+    shutil.copyfile(tmp_path / "exported/config.json", tmp_path / "tuned/config.json")
     text, good = report(verify(tmp_path / "back", kind, tmp_path / "tuned", "float32"), "float32")
     assert good, text
     before, after = checkpoint.read_record(run), checkpoint.read_record(tmp_path / "back")
@@ -296,11 +300,10 @@ def test_configs_in_the_forms_that_transformers_has_written_are_read(tmp_path, f
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(json.dumps(tree))
     ours = kosmos2.get_config().model
-    found = SOURCES["hf-kosmos2"].sections(tmp_path / "kosmos", {})
+    found = SOURCES["hf-kosmos2"](tmp_path / "kosmos", Weights({})).sections
     differ = {key for name in found for key, value in found[name].items() if ours[name][key] != value}
     assert differ == {"attention_dropout"}
-    tensors = {"vision_model.pre_layrnorm.weight": None}
-    tower = find_source("clip", tmp_path / "clip", tensors)[0].sections(tmp_path, {})["vision"]
+    tower = SOURCES["clip"](tmp_path / "clip", Weights({"vision_model.pre_layrnorm.weight": None})).sections["vision"]
     assert tower == dict(image_size=224, patch_size=32, width=1536, layers=12, heads=12, ffn=3072, activation="gelu")
 
 
@@ -342,21 +345,39 @@ def fields_of(section, path=()):
 
 
 @pytest.mark.parametrize(
-    "kind, folder", [("hf-kosmos2", "kosmos2_folder"), ("clip", "kosmos2_folder"), ("torch", "exported")]
+    "kind, folder, around, inside",
+    [
+        (
+            *("hf-kosmos2", "kosmos2_folder", fields.KOSMOS2),
+            dict(text_config=fields.KOSMOS2_TEXT, vision_config=fields.KOSMOS2_VISION),
+        ),
+        ("clip", "kosmos2_folder", fields.AROUND_VISION, dict(vision_config=fields.KOSMOS2_VISION)),
+        ("hf-remote-code", "remote_code", fields.REMOTE_CODE, dict.fromkeys(fields.SECTIONS, Fields())),
+        ("torch", "exported", fields.TORCH, dict(model=fields.TORCH_MODEL)),
+    ],
 )
-def test_whatever_a_config_says_it_is_read_or_refused(kind, folder, request, tmp_path):
+def test_whatever_a_config_says_it_is_read_refused_or_harmless(kind, folder, around, inside, request, tmp_path):
+    """`inside` are the fields of each section, `around` those of the rest."""
     folder = request.getfixturevalue(folder)
     shutil.copyfile(folder / "model.safetensors", tmp_path / "model.safetensors")
     text = (folder / "config.json").read_text()
-    for *sections, field in fields_of(json.loads(text)):
+    (tmp_path / "config.json").write_text(text)
+    expected = Reader(kind, tmp_path).sections
+    for path in fields_of(json.loads(text)):
+        *sections, field = path
+        if path[0] in inside:
+            harmless = len(path) > 1 and path[1] in inside[path[0]].harmless and path[1] not in fields.SECTIONS
+        else:
+            harmless = path[0] in around.harmless
         for value in (None, [], {}, "x", -1, True, 1.5):
             config = section = json.loads(text)
             for name in sections:
                 section = section[name]
-            section[field] = value
+            before, section[field] = section[field], value
             (tmp_path / "config.json").write_text(json.dumps(config))
             with contextlib.suppress(UserError):
-                Reader(kind, tmp_path)
+                found = Reader(kind, tmp_path).sections
+                assert harmless or value == before or found != expected, (path, value)
 
 
 @pytest.mark.parametrize("kind, key, value", [
@@ -366,6 +387,7 @@ def test_whatever_a_config_says_it_is_read_or_refused(kind, folder, request, tmp
     ("hf-remote-code", "pad_token_id", 5),
     ("hf-remote-code", "rope", {}),
     ("torch", "rope", {}),
+    ("torch", "model.rope", {}),
 ])  # fmt: skip
 def test_every_source_refuses_fields_that_it_does_not_honour(xpos_run, tmp_path, kind, key, value):
     folder = tmp_path / "in"
@@ -375,8 +397,10 @@ def test_every_source_refuses_fields_that_it_does_not_honour(xpos_run, tmp_path,
     else:
         export(xpos_run, kind, folder)
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {key: value}))
-    with pytest.raises(UserError, match=f"config.json: .*\n.*{key}"):
+    *section, name = key.split(".")
+    (config[section[0]] if section else config)[name] = value
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=f"config.json: .*\n.*{name}"):
         import_weights(kind, folder, tmp_path / "out")
 
 
@@ -401,7 +425,7 @@ def test_the_section_that_transformers_takes_is_read(tmp_path):
     tower = clip_vision(3, num_attention_heads=6).config.to_diff_dict()
     config = dict(model_type="clip", vision_config=tower, vision_config_dict=dict(num_attention_heads=8))
     (tmp_path / "config.json").write_text(json.dumps(config))
-    found = find_source("clip", tmp_path, {"vision_model.pre_layrnorm.weight": None})[0].sections(tmp_path, {})
+    found = SOURCES["clip"](tmp_path, Weights({"vision_model.pre_layrnorm.weight": None})).sections
     theirs = transformers.CLIPConfig.from_pretrained(tmp_path).vision_config
     assert found["vision"]["heads"] == theirs.num_attention_heads == 8
 
@@ -551,7 +575,7 @@ def test_quantized_weights_are_refused(exported, tmp_path, file, dtype):
     ("clip", {}, "no vision tower"),
     ("clip", {"config.json": b"{}"}, "no vision tower"),
     ("torch", {"config.json": b"[]"}, "config.json has no model.text"),
-    ("torch", {"config.json": b'{"model": {"text": {"heads": 1}}}'}, "config.json has no model.text.vocab_size"),
+    ("torch", {"config.json": b'{"model": {"text": {"heads": 1}}}'}, r"model.text: .*\n.*vocab_size is missing\n"),
     ("torch", {"config.json": None}, "config.json cannot be read: No such file"),
     ("torch", {"heads": 7}, "model.text.heads is 7, which does not divide width 32"),
     ("torch", {"rope": "yes"}, r"config.json: model.text: .*\n.*rope \('yes'\) is unknown"),
@@ -559,7 +583,7 @@ def test_quantized_weights_are_refused(exported, tmp_path, file, dtype):
     ("torch", {"positions": None}, "positions is None"),
     ("torch", {"vocab_size": 400}, r"embedding.weight \[51, 32\], the model has \[400, 32\]"),
     ("torch", {"sentencepiece.bpe.model": b"{}"}, "no SentencePiece model"),
-    ("torch", {"sentencepiece.bpe.model": None, "tokenizer.json": None}, "no tokenizer: .*--tokenizer FILE"),
+    ("torch", {"sentencepiece.bpe.model": None, "tokenizer.json": None}, "no tokenizer: .*in.sentence.*Put it there"),
 ])  # fmt: skip
 def test_a_folder_that_is_not_what_it_should_be_is_told(exported, tmp_path, kind, spoil, message):
     folder = shutil.copytree(exported, tmp_path / "in")
@@ -576,6 +600,19 @@ def test_a_folder_that_is_not_what_it_should_be_is_told(exported, tmp_path, kind
     with pytest.raises(UserError, match=message):
         import_weights(kind, folder, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+def test_a_tokenizer_is_a_file_or_a_folder(exported, tokenizer, tmp_path):
+    source = tmp_path / "model.safetensors"
+    for name in ("model.safetensors", "config.json"):
+        shutil.copyfile(exported / name, tmp_path / name)
+    for out, given in enumerate((exported, exported / "tokenizer.json", exported / "sentencepiece.bpe.model")):
+        record = import_weights("torch", source, tmp_path / str(out), tokenizer=given)
+        assert record.tokenizer.encode(" ".join(TEXTS)) == tokenizer.encode(" ".join(TEXTS))
+    (tmp_path / "empty").mkdir()
+    for given, missing in (("empty", "empty/sentencepiece.bpe.model and no .*/empty/tokenizer.json"), ("x", "x")):
+        with pytest.raises(UserError, match=rf"there is no [^ ]*/{missing}\. --tokenizer takes .* a folder"):
+            import_weights("torch", source, tmp_path / "no", tokenizer=tmp_path / given)
 
 
 def test_the_result_generates_and_trains_from(sinusoidal_run, exported, tmp_path):

@@ -18,10 +18,10 @@ def batch(processor, images):
 @pytest.mark.parametrize(
     "text, count, message",
     [
-        (["none", "<image> and <image>"], 1, "text 1 has image 2, and there is 1 image"),
+        (["none", "<image> and <image>"], 1, "text 1 has 2 <image>, and there is 1 image for it"),
         ("<image>", 2, "there are 2 images, and the texts name 1"),
         ("nothing", 1, "there is 1 image, and the texts name 0"),
-        ("<image>", 0, "text 0 has image 1, and there are 0 images"),
+        ("<image>", 0, "text 0 has 1 <image>, and there are 0 images for it"),
     ],
 )
 def test_a_wrong_number_of_images_is_refused(processor, images, text, count, message):
@@ -151,7 +151,9 @@ def test_embedded_tokens_are_as_good_as_their_ids(model, batch, options):
     with torch.no_grad():
         assert torch.equal(model(**embedded).logits, model(**batch).logits)
     options = dict(options, max_new_tokens=6, do_sample=False)
-    assert torch.equal(model.generate(**embedded, **options), model.generate(**batch, **options)[:, ids.shape[1] :])
+    expected = model.generate(**batch, **options)
+    assert torch.equal(model.generate(**embedded, **options), expected[:, ids.shape[1] :])
+    assert torch.equal(model.generate(ids, **embedded, **options), expected)
 
 
 @torch.no_grad()

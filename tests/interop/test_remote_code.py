@@ -185,7 +185,7 @@ def test_generation_reads_the_prompt_once_and_then_a_token_at_a_time(model, proc
     assert lengths == [prompt["input_ids"].shape[1], 1, 1, 1]
 
 
-def test_a_conversation_goes_on_from_its_cache_with_one_more_image(model, processor, images):
+def test_a_conversation_continues_from_its_cache_with_one_more_image(model, processor, images):
     options, q = dict(do_sample=False, max_new_tokens=5), processor.image_processor.num_image_tokens
     asked = processor(text="<image> is", images=images[:1])
     answered = model.generate(**asked, **options, return_dict_in_generate=True)

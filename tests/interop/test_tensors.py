@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save
 
 from kosmos_jax.errors import UserError
-from kosmos_jax.interop.tensors import DTYPES, INDEX, open_tensors, write_tensors
+from kosmos_jax.interop.tensors import DTYPES, INDEX, open_weights, write_tensors
 
 shapes = st.dictionaries(
     st.text("abc.", min_size=1, max_size=6),
@@ -36,7 +36,7 @@ def test_safetensors_reads_what_we_write(tmp_path_factory, shapes, dtype, shard,
         expected = torch.from_numpy(array).to(getattr(torch, dtype))
         assert read[name].dtype == expected.dtype and torch.equal(read[name], expected)
     assert (folder / INDEX).exists() == (len(files) > 1)
-    ours = open_tensors(folder)
+    ours = open_weights(folder).tensors
     for name, array in arrays.items():
         if not array.size:
             continue  # safetensors cannot slice what is empty, and no parameter is
@@ -67,7 +67,7 @@ def test_pytorch_files_are_read_in_parts(tmp_path, wrapped, zipped):
     file = tmp_path / "x.pt"
     content = {wrapped: state, "args": argparse.Namespace(lr=1)} if wrapped else state
     torch.save(content, file, _use_new_zipfile_serialization=zipped)
-    tensors = open_tensors(file)
+    tensors = open_weights(file).tensors
     assert tensors["w"].read((slice(1, 2), slice(0, 2))).tolist() == [[4, 5]]
     assert tensors["half"].read((slice(0, 1), slice(None))).dtype == ml_dtypes.bfloat16
     assert tensors["n"].shape == ()
@@ -81,7 +81,7 @@ class Harmful:
 def test_a_pickle_that_runs_code_is_refused(tmp_path, capsys):
     torch.save({"w": torch.ones(1), "x": Harmful()}, tmp_path / "x.pt")
     with pytest.raises(UserError, match="more than tensors"):
-        open_tensors(tmp_path / "x.pt")
+        open_weights(tmp_path / "x.pt")
     assert "code ran" not in capsys.readouterr().out
 
 
@@ -117,7 +117,7 @@ def test_what_is_damaged_is_told(tmp_path, files, message):
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=f"{tmp_path}.*{message}"):
-        open_tensors(tmp_path)
+        open_weights(tmp_path)
 
 
 def test_of_several_sets_of_weights_the_one_that_transformers_takes_is_read(tmp_path, caplog):
@@ -135,6 +135,6 @@ def test_of_several_sets_of_weights_the_one_that_transformers_takes_is_read(tmp_
         for other in ("model_old.safetensors", "a.safetensors", "model-00002-of-00009.safetensors", "zz.bin"):
             (tmp_path / other).write_bytes(save({"w": torch.full((1,), 9.0), "stale": torch.ones(1)}))
         with caplog.at_level("INFO"):
-            tensors = open_tensors(tmp_path)
+            tensors = open_weights(tmp_path).tensors
         assert list(tensors) == ["w"] and tensors["w"].read((slice(None),)) == [i]
         assert file in caplog.messages[-1] and "old" not in caplog.messages[-1]

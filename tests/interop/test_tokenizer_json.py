@@ -51,8 +51,14 @@ def test_what_transformers_own_tokenizer_saves_is_read(ours, rebuilt, tmp_path):
     vocab = [*specials, *((piece.piece, piece.score) for piece in model.pieces[3:]), ("<mask>", 0.0)]
     table = model.normalizer_spec.precompiled_charsmap
     tokenizer = XLMRobertaTokenizer(vocab=vocab, _spm_precompiled_charsmap=table)
-    Kosmos2Processor(CLIPImageProcessor(), tokenizer).save_pretrained(tmp_path)
-    assert tokenizer_json.sentencepiece_model(tmp_path / "tokenizer.json") == rebuilt.model_bytes
+    processor = Kosmos2Processor(CLIPImageProcessor(), tokenizer)
+    for options in ({}, dict(padding="max_length", max_length=32), dict(truncation=True, max_length=4)):
+        tokenizer("A text of the training", **options)
+        processor.save_pretrained(tmp_path)
+        saved = json.loads((tmp_path / "tokenizer.json").read_text())
+        assert "truncation" not in options or saved["truncation"]["max_length"] == 4
+        assert "padding" not in options or saved["padding"]["strategy"] == {"Fixed": 32}
+        assert tokenizer_json.sentencepiece_model(tmp_path / "tokenizer.json") == rebuilt.model_bytes
 
 
 @pytest.mark.parametrize("change, message", [

@@ -146,14 +146,29 @@ def test_a_row_ends_with_eos_and_is_padding_from_there(xpos_pair):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_rows_that_xpos_cannot_tell_apart_are_refused_and_others_are_finite(xpos_pair, dtype):
-    config, _, model = xpos_pair
+def test_positions_that_xpos_cannot_tell_apart_are_refused_and_others_are_finite(xpos_pair, dtype):
+    config, ours, _ = xpos_pair
+    model = torch_model(config, parameters(ours)).to(dtype)
     most = kosmos_torch.xpos_limit(dtype)
     for table in kosmos_torch.xpos_tables(torch.tensor([[0, most - 1]]), 64):
         assert (30 * table).to(dtype).isfinite().all()
-    x_BTD, position = torch.zeros(1, 1, config.text.width, dtype=dtype), torch.tensor([[0]])
-    with pytest.raises(ValueError, match=f"{most + 1} tokens; with xPos in {dtype} a row has at most {most}"):
-        model.decoder(x_BTD, torch.ones(1, 1, 1).expand(1, 1, most + 1), position)
+    tokens = torch.arange(4, 6)[None]
+    assert model(tokens, position_ids=torch.tensor([[0, most - 1]])).isfinite().all()
+    for position in (most, 40_000):
+        with pytest.raises(ValueError, match=f"position {position}; with xPos in {dtype} the last one is {most - 1}"):
+            model(tokens, position_ids=torch.tensor([[0, position]]))
+
+
+@torch.no_grad()
+def test_xpos_counts_each_document_of_a_row_by_itself(xpos_pair):
+    config, ours, _ = xpos_pair
+    model = torch_model(config, parameters(ours)).half()
+    most = kosmos_torch.xpos_limit(torch.float16)
+    tokens, documents = torch.full((1, most + 100), 4), torch.arange(1, most + 101)[None] // 1000 + 1
+    assert model.read(tokens, segment_ids=documents).isfinite().all()
+    assert model.read(tokens, attention_mask=(documents > 1).long()).isfinite().all()
+    with pytest.raises(ValueError, match=f"position {most + 99};"):
+        model.read(tokens)
 
 
 def gradients(model, batch):

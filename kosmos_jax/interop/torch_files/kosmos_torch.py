@@ -89,7 +89,7 @@ def xpos_tables(positions_BT, head_width: int):
 
 
 def xpos_limit(dtype) -> int:
-    """Tokens of a row before keys, up to 3.5^(n / 512) times as large at position n, leave the range of `dtype`."""
+    """Positions from 0 before keys, up to 3.5^(n / 512) times as large at position n, leave the range of `dtype`."""
     return int(XPOS_SCALE_BASE * math.log(torch.finfo(dtype).max / 32) / math.log(3.5))
 
 
@@ -140,9 +140,8 @@ class DecoderLayer(nn.Module):
         self.attention_norm = nn.LayerNorm(width)
         self.attention = Attention(width, config["heads"], inner_norm=True, dropout=config["attention_dropout"])
         self.ffn_norm = nn.LayerNorm(width)
-        self.fc1 = nn.Linear(width, ffn)
+        self.fc1, self.fc2 = nn.Linear(width, ffn), nn.Linear(ffn, width)
         self.ffn_inner_norm = nn.LayerNorm(ffn)
-        self.fc2 = nn.Linear(ffn, width)
         self.dropout = nn.Dropout(config["dropout"])
 
     def forward(self, x_BTD, mask_BTS, xpos, cache, layer):
@@ -174,8 +173,6 @@ class Decoder(Checkpointing):
         """float[B, T, D], embedded tokens -> float[B, T, D] after the final LayerNorm."""
         head_width = self.config["width"] // self.config["heads"]
         xpos = None if self.config["positions"] == "sinusoidal" else xpos_tables(positions_BT, head_width)
-        if xpos and mask_BTS.shape[-1] > (most := xpos_limit(x_BTD.dtype)):
-            raise ValueError(f"{mask_BTS.shape[-1]} tokens; with xPos in {x_BTD.dtype} a row has at most {most}")
         for i, layer in enumerate(self.layers):
             x_BTD = self.run(layer, x_BTD, mask_BTS, xpos, cache, i, once=cache is not None)
         return self.final_norm(x_BTD)
@@ -189,8 +186,7 @@ class VisionLayer(nn.Module):
         self.norm1 = nn.LayerNorm(width)
         self.attention = Attention(width, config["heads"])
         self.norm2 = nn.LayerNorm(width)
-        self.fc1 = nn.Linear(width, ffn)
-        self.fc2 = nn.Linear(ffn, width)
+        self.fc1, self.fc2 = nn.Linear(width, ffn), nn.Linear(ffn, width)
 
     def forward(self, x_NPD):
         normed_NPD = self.norm1(x_NPD)
@@ -252,8 +248,7 @@ class PerceiverLayer(nn.Module):
         self.queries_norm = nn.LayerNorm(width)
         self.attention = Attention(width, config["heads"], bias=False, dropout=config["dropout"])
         self.ffn_norm = nn.LayerNorm(width)
-        self.fc1 = nn.Linear(width, 4 * width, bias=False)
-        self.fc2 = nn.Linear(4 * width, width, bias=False)
+        self.fc1, self.fc2 = nn.Linear(width, 4 * width, bias=False), nn.Linear(4 * width, width, bias=False)
 
     def forward(self, x_NQD, features_NPD):
         queries_NQD = self.queries_norm(x_NQD)
@@ -348,6 +343,11 @@ class Kosmos(nn.Module):
         # A token sees those before it in its document and itself: that counts its position, through any padding.
         positions_BT = mask_BTS.sum(-1) - 1 if position_ids is None else position_ids
         x_BTD = self.embed(tokens, slots, pixels, positions_BT)
+        most = math.inf if self.config["text"]["positions"] == "sinusoidal" else xpos_limit(x_BTD.dtype)
+        # Positions counted here are below the length; to look at others a device has to be waited for.
+        if (length > most or position_ids is not None) and (positions_BT.abs() >= most).any():
+            farthest = positions_BT.abs().max()
+            raise ValueError(f"position {farthest}; with xPos in {x_BTD.dtype} the last one is {most - 1}")
         return self.decoder(x_BTD, mask_BTS, positions_BT, cache)
 
     def logits(self, hidden):

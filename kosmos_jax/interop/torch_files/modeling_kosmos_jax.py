@@ -156,11 +156,13 @@ class KosmosJaxForConditionalGeneration(PreTrainedModel, GenerationMixin):
         Positions follow from the mask. Whatever transformers counts is for rows without padding.
         """
         if segment_ids is not None:
-            raise ValueError("generate goes on with rows of one document each, without segment_ids")
+            raise ValueError("generate continues rows of one document each, without segment_ids")
         cache = past_key_values if cache is None else cache
         past = 0 if cache is None else int(cache.get_seq_length())
-        if inputs_embeds is not None:  # the prompt, and `input_ids` are what came after it
-            tokens = torch.cat([inputs_embeds, self.model.embedding(input_ids)], dim=1)
+        if inputs_embeds is not None:  # the prompt; `input_ids` are what came after it, or both
+            new = attention_mask.shape[1] - inputs_embeds.shape[1]
+            new_ids = input_ids[:, input_ids.shape[1] - new :]
+            tokens = torch.cat([inputs_embeds, self.model.embedding(new_ids)], dim=1)
         else:
             tokens = input_ids
         if image_slots is not None:

@@ -1,6 +1,7 @@
 """Text and images to what KOSMOS-1 reads, in the tokens and pixels of kosmos_jax."""
 
 import contextlib
+import itertools
 
 import numpy as np
 import torch
@@ -119,24 +120,20 @@ class KosmosJaxProcessor(ProcessorMixin):
             raise ValueError(
                 f"text is a str or a list of them, and this is {text!r:.80}; name it: text=..., images=..."
             )
-        if any(isinstance(part, list | tuple) for part in images):
-            images = [as_list(part) for part in images]
-            if len(images) != len(texts):
-                raise ValueError(f"there are {len(images)} lists of images, and {len(texts)} texts")
-            for place, (row_text, part) in enumerate(zip(texts, images, strict=True)):
-                if (count := row_text.count("<image>")) != len(part):
-                    raise ValueError(
-                        f"text {place} has {count} <image>, and {there_are(len(part))} for it: {row_text!r}"
-                    )
-            images = sum(images, [])
-        rows, used = [], 0
-        for place, row_text in enumerate(texts):
-            rows.append(self._row(row_text, used, end=return_labels))
-            used += row_text.count("<image>")
-            if used > len(images):
-                raise ValueError(f"text {place} has image {used}, and {there_are(len(images))}: {row_text!r}")
-        if used < len(images):
-            raise ValueError(f"{there_are(len(images))}, and the texts name {used} by <image>")
+        counts = [row_text.count("<image>") for row_text in texts]
+        if not any(isinstance(part, list | tuple) for part in images):
+            if len(images) > sum(counts):
+                raise ValueError(f"{there_are(len(images))}, and the texts name {sum(counts)} by <image>")
+            left = iter(images)
+            images = [list(itertools.islice(left, count)) for count in counts]
+        if len(images) != len(texts):
+            raise ValueError(f"there are {len(images)} lists of images, and {len(texts)} texts")
+        rows, used = [], []
+        for place, (row_text, count, part) in enumerate(zip(texts, counts, map(as_list, images), strict=True)):
+            if count != len(part):
+                raise ValueError(f"text {place} has {count} <image>, and {there_are(len(part))} for it: {row_text!r}")
+            rows.append(self._row(row_text, len(used), end=return_labels))
+            used += part
 
         length = max(len(ids) for ids, _ in rows)
         fill = lambda row, value: [value] * (length - len(row))  # noqa: E731
@@ -149,8 +146,8 @@ class KosmosJaxProcessor(ProcessorMixin):
         if return_labels:
             given = self.tokenizer.convert_tokens_to_ids(["<s>", "<image>", "</image>"])
             batch["labels"] = [pad([-100 if i in given else i for i in ids], -100) for ids, _ in rows]
-        if images:
-            batch["pixel_values"] = self.image_processor(images)["pixel_values"]
+        if used:
+            batch["pixel_values"] = self.image_processor(used)["pixel_values"]
         return BatchFeature(batch, tensor_type=return_tensors)
 
     def _row(self, text, image, end):
