@@ -65,9 +65,9 @@ class Ledger:
             self._lines.append(line)
 
 
-def last_saved(workdir) -> int | None:
-    """The newest step of which the ledger says that its checkpoint is complete; None where it says so of none."""
-    return max((line["step"] for line in read_lines(Path(workdir) / NAME) if line["kind"] == "saved"), default=None)
+def last(workdir, kind: str) -> int:
+    """The highest step in the lines of a kind, "step" or "saved"; 0 where there is none."""
+    return max((line["step"] for line in read_lines(Path(workdir) / NAME) if line["kind"] == kind), default=0)
 
 
 @dataclass

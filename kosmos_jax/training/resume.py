@@ -1,8 +1,8 @@
 """Which checkpoint a run resumes from: the newest one that all processes can read.
 
 A disk that fails for a moment is asked again and costs nothing. A checkpoint counts as damaged only when reading it
-failed twice, every byte of it can be read, and it is still none. Then the one before it is taken, and only after that
-one was read is the damaged one renamed: a run never loses its checkpoints to an error in reading them.
+failed twice in a row and every byte of it can be read. Then the one before it is taken, and only after that one was
+read is the damaged one renamed: a run never loses its checkpoints to an error in reading them.
 """
 
 import errno
@@ -19,6 +19,7 @@ from kosmos_jax.checksums import checksums
 from kosmos_jax.errors import PassingError, UserError
 from kosmos_jax.parallel.distributed import exchange
 from kosmos_jax.training import ledger
+from kosmos_jax.training.lines import read_lines
 
 log = logging.getLogger(__name__)
 # Seconds before a disk that failed is asked again: most are back within a minute or two.
@@ -84,7 +85,8 @@ def _attempt(folder: Path, wanted):
     Returns:
       ("read", "damaged", "failed" or "refused", a space and a message; (item -> arrays, run record) or None).
     """
-    for attempt, pause in enumerate((*PAUSES, None)):
+    suspect = False  # whether it could not be read just before, and the disk had said nothing
+    for pause in (*PAUSES, None):
         try:
             return f"{READ} ", _read(folder, wanted)
         except UserError as error:
@@ -93,9 +95,10 @@ def _attempt(folder: Path, wanted):
             raise  # not the checkpoint's fault
         except Exception as error:  # noqa: BLE001  Orbax and TensorStore raise many kinds, for errors of the disk too.
             found = checkpoint.first_line(error)
-            trouble = _disk_error(error) or (_unreadable_byte(folder) if attempt else None)
-        if attempt and not trouble:
+            trouble = _disk_error(error) or (_unreadable_byte(folder) if suspect else None)
+        if suspect and not trouble:
             return f"{DAMAGED} {found}", None
+        suspect = not trouble
         if pause is not None:
             log.warning("%s cannot be read (%s): tried again in %d s", folder, trouble or found, pause)
             time.sleep(pause)
@@ -184,17 +187,25 @@ def _free_name(path: Path) -> Path:
     return next(name for name in names if not name.exists())
 
 
+def _last_metrics(workdir: Path) -> int:
+    return max((line.get("step", 0) for line in read_lines(workdir / "metrics.jsonl")), default=0)
+
+
 def _refuse_lost_checkpoints(workdir: Path) -> None:
     """A run that saved something and has no checkpoint any more must not begin anew in silence.
 
     Raises:
       UserError: it did.
     """
-    unreadable = sorted(path.name for path in (workdir / "checkpoints").glob("unreadable-*"))
-    saved = ledger.last_saved(workdir)
-    if not unreadable and saved is None:
+    if unreadable := sorted(path.name for path in (workdir / "checkpoints").glob("unreadable-*")):
+        there = f"checkpoints/ holds {', '.join(unreadable)}"
+    elif saved := ledger.last(workdir, "saved"):
+        there = f"step {saved} was saved here"
+    # A run that was killed before its first checkpoint has metrics too, but the ledger knows of their steps.
+    elif (measured := _last_metrics(workdir)) > ledger.last(workdir, "step"):
+        there = f"metrics.jsonl has {measured} steps of another run"
+    else:
         return
-    there = f"checkpoints/ holds {', '.join(unreadable)}" if unreadable else f"step {saved} was saved here"
     raise UserError(
         f"--workdir {workdir}: {there} and there is no checkpoint to resume from. Bring one back into checkpoints/, or "
         f"take another --workdir. To begin anew here, move {ledger.NAME}, metrics.jsonl and checkpoints/ away"

@@ -155,7 +155,16 @@ def test_a_run_whose_checkpoints_are_gone_does_not_begin_anew(made, workdir):
 
 def test_a_run_that_was_killed_before_its_first_checkpoint_begins_anew(made, tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
+    written = Ledger(tmp_path, began=0.0, processes=1, active=True)
+    written.spent("step", step=1, tokens=1, loss=2.0)
+    written.close()
     assert resumed(made, tmp_path) is None
+
+
+def test_the_metrics_of_another_run_are_not_written_over(made, tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
+    with pytest.raises(UserError, match="metrics.jsonl has 1 steps of another run"):
+        resumed(made, tmp_path)
 
 
 def test_a_checkpoint_that_was_never_finished_is_not_one(made, workdir):

@@ -123,8 +123,8 @@ def test_a_clock_that_is_set_back_does_not_disturb_the_ledger(tmp_path, monkeypa
 
 def test_a_complete_checkpoint_is_a_line_without_time(tmp_path):
     written = ledger.Ledger(tmp_path, began=0.0, processes=1, active=True)
-    assert ledger.last_saved(tmp_path) is None
+    assert ledger.last(tmp_path, "saved") == 0
     for step in (4, 8):
         written.saved(step)
     written.close()
-    assert ledger.last_saved(tmp_path) == 8 and not ledger.read(tmp_path)[0].seconds
+    assert ledger.last(tmp_path, "saved") == 8 and not ledger.read(tmp_path)[0].seconds
