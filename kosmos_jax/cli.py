@@ -156,7 +156,11 @@ def _import_arguments(parser):
         metavar="FILE",
         help="for what the weights do not say; default: configs/kosmos2.py (clip: kosmos1.py)",
     )
-    add("--tokenizer", metavar="FILE", help="SentencePiece model or tokenizer.json; default: that beside the weights")
+    add(
+        "--tokenizer",
+        metavar="PATH",
+        help="SentencePiece model, tokenizer.json, or a folder; default: that of the weights",
+    )
     add("--vocab-size", type=int, default=0, metavar="N", help="drop ids at the end, or add some; default: as it is")
 
 

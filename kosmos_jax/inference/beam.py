@@ -23,7 +23,7 @@ class Beams(NamedTuple):
 
     Attributes:
       tokens_BWG: int32[B, W, G], new tokens of the open hypotheses.
-      sums_BW: float32[B, W], their log-probabilities, likeliest first; -inf for a beam that is not in use yet.
+      sums_BW: float32[B, W], their log-probabilities, most likely first; -inf for a beam that is not in use yet.
       step: int32[], tokens each of them has.
       best_BG: int32[B, G], the best ended hypothesis, </s> at its end.
       best_B: float32[B], its score, -inf while there is none.
@@ -39,7 +39,7 @@ class Beams(NamedTuple):
 
 
 def expand(beams: Beams, logits_BWV, rules: Rules, length_penalty) -> Beams:
-    """Every open hypothesis by every token: those that end compete for `best`, of the others the W likeliest go on."""
+    """Every open hypothesis by every token: those that end compete for `best`, of the others the W most likely continue."""
     B, W, V = logits_BWV.shape
     step = beams.step
     # Of all tokens, also of those not allowed: a score is what the model gives the text.
@@ -69,9 +69,9 @@ def expand(beams: Beams, logits_BWV, rules: Rules, length_penalty) -> Beams:
 
 def attainable(beams: Beams, limit, length_penalty):
     """float32[B]: a bound on the score of whatever a row's beams may become; sums only fall, lengths only grow."""
-    likeliest_B = beams.sums_BW[:, 0]
+    most_likely_B = beams.sums_BW[:, 0]
     shortest, longest = (beams.step + 1.0) ** length_penalty, limit.astype(jnp.float32) ** length_penalty
-    return jnp.maximum(likeliest_B / shortest, likeliest_B / longest)
+    return jnp.maximum(most_likely_B / shortest, most_likely_B / longest)
 
 
 def beam_search(graph, weights, logits_BV, cache, lengths_B, rules: Rules, limit, length_penalty, width, room):

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from kosmos_jax.inference.sampling import likeliest, sample
+from kosmos_jax.inference.sampling import most_likely, sample
 from kosmos_jax.model.decoder import Cache
 from kosmos_jax.model.layers import unstack
 
@@ -129,7 +129,7 @@ def choose(logits_BV, rules: Rules, step, greedy: bool):
     """int32[B]: the token number `step` of each row."""
     logits_BV = jnp.where(rules.allowed_V, logits_BV, -jnp.inf)
     if greedy:
-        return likeliest(logits_BV)
+        return most_likely(logits_BV)
     # As jax.random.key has it for an int64, which JAX holds only when all its integers are as wide.
     key = jax.random.wrap_key_data(rules.seed, impl="threefry2x32")
     step_key = jax.random.fold_in(key, step)

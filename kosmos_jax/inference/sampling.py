@@ -7,7 +7,7 @@ import jax.numpy as jnp
 TINY = jnp.finfo(jnp.float32).tiny
 
 
-def likeliest(logits_BV):
+def most_likely(logits_BV):
     """float32[B, V] -> int32[B]: greedy decoding."""
     return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
 
@@ -15,7 +15,7 @@ def likeliest(logits_BV):
 def truncate(logits_BV, top_k, top_p):
     """-inf for every token outside the top k, and outside the nucleus of what is left.
 
-    The nucleus (arXiv 1904.09751) is the smallest set of likeliest tokens that holds probability p; its least likely
+    The nucleus (arXiv 1904.09751) is the smallest set of most likely tokens that holds probability p; its least likely
     token is the one that reaches p. As in transformers, top-k comes first, and tokens of equal rank stay together.
 
     Args:

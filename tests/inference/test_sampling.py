@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kosmos_jax.inference.sampling import likeliest, sample, truncate
+from kosmos_jax.inference.sampling import most_likely, sample, truncate
 
 # Sixteenths: often equal, never so small that a compiler rounds them to zero.
 LOGITS = st.lists(st.integers(-128, 128), min_size=7, max_size=7).map(lambda x: np.array([x], np.float32) / 16)
@@ -14,7 +14,7 @@ truncated = jax.jit(truncate)
 
 @given(LOGITS, st.integers(1, 7))
 @settings(deadline=None)
-def test_top_k_keeps_the_k_likeliest_and_their_equals(logits, k):
+def test_top_k_keeps_the_k_most_likely_and_their_equals(logits, k):
     kept = np.isfinite(np.asarray(truncated(logits, k, 1.0)))[0]
     threshold = np.sort(logits[0])[-k]
     np.testing.assert_array_equal(kept, logits[0] >= threshold)
@@ -22,7 +22,7 @@ def test_top_k_keeps_the_k_likeliest_and_their_equals(logits, k):
 
 @given(LOGITS, st.floats(0.01, 0.99))
 @settings(deadline=None)
-def test_top_p_keeps_the_smallest_likeliest_set_of_probability_p(logits, p):
+def test_top_p_keeps_the_smallest_most_likely_set_of_probability_p(logits, p):
     kept = np.isfinite(np.asarray(truncated(logits, 0, p)))[0]
     probabilities = np.exp(logits[0].astype(np.float64))
     probabilities /= probabilities.sum()
@@ -59,7 +59,7 @@ def test_a_cold_draw_is_the_most_likely_token_also_below_float32_s_range(tempera
     logits = jax.random.normal(jax.random.key(1), (50, 9)) * 100
     logits = logits.at[:, 3].set(-jnp.inf)
     drawn = jax.jit(sample)(logits, jax.random.split(jax.random.key(2), 50), np.float32(temperature))
-    np.testing.assert_array_equal(drawn, likeliest(logits))
+    np.testing.assert_array_equal(drawn, most_likely(logits))
 
 
 @pytest.mark.parametrize("temperature", [1e30, float(np.finfo(np.float32).max)])
