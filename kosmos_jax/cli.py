@@ -159,7 +159,7 @@ def _import_arguments(parser):
     add(
         "--tokenizer",
         metavar="PATH",
-        help="SentencePiece model, tokenizer.json, or a folder; default: that of the weights",
+        help="SentencePiece model, tokenizer.json or folder; default: beside the weights",
     )
     add("--vocab-size", type=int, default=0, metavar="N", help="drop ids at the end, or add some; default: as it is")
 

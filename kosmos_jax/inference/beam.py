@@ -39,7 +39,7 @@ class Beams(NamedTuple):
 
 
 def expand(beams: Beams, logits_BWV, rules: Rules, length_penalty) -> Beams:
-    """Every open hypothesis by every token: those that end compete for `best`, of the others the W most likely continue."""
+    """Every open hypothesis by every token: those that end compete for `best`, the W most likely others continue."""
     B, W, V = logits_BWV.shape
     step = beams.step
     # Of all tokens, also of those not allowed: a score is what the model gives the text.
