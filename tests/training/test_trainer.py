@@ -17,7 +17,8 @@ import pytest
 from kosmos_jax import checkpoint
 from kosmos_jax.config import load_config
 from kosmos_jax.errors import EXIT_PREEMPTED, UserError
-from kosmos_jax.training import ledger
+from kosmos_jax.training import ledger, trainer
+from kosmos_jax.training.feed import Feed
 from kosmos_jax.training.trainer import train
 
 CONFIG = str(Path(__file__).with_name("tiny_run.py"))
@@ -104,6 +105,28 @@ def test_a_run_in_two_parts_ends_with_the_same_weights(unbroken, stopped, cache,
     assert_same_weights(tmp_path, unbroken)
     assert logged_steps(tmp_path) == list(range(1, 25))
     assert [attempt.ended for attempt in ledger.read(tmp_path)] == ["preempted", "done"]
+
+
+def test_a_run_asks_for_no_batch_after_its_last(stopped, cache, tmp_path, monkeypatch):
+    """To wait for one more, and for the threads that would make it, took up to a minute at the end."""
+    asked = []
+
+    class Counting(Feed):
+        def __next__(self):
+            asked.append(1)
+            return super().__next__()
+
+    opened = trainer.open_feed
+
+    def counted(*args):
+        feed = opened(*args)
+        feed.__class__ = Counting
+        return feed
+
+    monkeypatch.setattr(trainer, "open_feed", counted)
+    shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
+    assert train(config(cache, "training.steps=12"), tmp_path) == 0
+    assert len(asked) == 12 - 9
 
 
 def cut_short(folder: Path, pattern: str):
