@@ -14,7 +14,6 @@ It restores onto any mesh: shapes and shardings come from the caller, each proce
 
 import base64
 import json
-import logging
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,10 +25,9 @@ from ml_collections import ConfigDict
 from data_pipeline.tokenizer import Tokenizer
 from kosmos_jax.checksums import checksums, names
 from kosmos_jax.config import from_json, to_json
-from kosmos_jax.errors import UserError, from_os
+from kosmos_jax.errors import UserError, from_os, refuse_address
 from kosmos_jax.model import STACKS, abstract_model
 
-log = logging.getLogger(__name__)
 ITEMS = ("params", "average", "training", "run")
 COMMITTED = "commit_success.txt"
 # Written where they stay and committed by one more file: in a bucket, renaming a folder is many operations.
@@ -197,14 +195,16 @@ class Restored(Record):
 
 def committed_steps(folder: Path) -> list[int]:
     """The steps in a `checkpoints` folder whose writing came to its end, rising."""
-    found = folder.iterdir() if folder.is_dir() else ()
-    return sorted(int(path.name) for path in found if path.name.isdigit() and (path / COMMITTED).is_file())
+    return [step for step in _steps(folder) if (folder / str(step) / COMMITTED).is_file()]
 
 
 def unfinished_steps(folder: Path) -> list[int]:
-    """The steps in a `checkpoints` folder that a kill or an error left without the file that commits them."""
-    found = folder.iterdir() if folder.is_dir() else ()
-    return sorted(int(path.name) for path in found if path.name.isdigit() and not (path / COMMITTED).is_file())
+    """The steps in a `checkpoints` folder that a kill or an error left without the file that commits them, rising."""
+    return [step for step in _steps(folder) if not (folder / str(step) / COMMITTED).is_file()]
+
+
+def _steps(folder: Path) -> list[int]:
+    return sorted(int(path.name) for path in (folder.iterdir() if folder.is_dir() else ()) if path.name.isdigit())
 
 
 def step_directory(path) -> Path:
@@ -213,8 +213,7 @@ def step_directory(path) -> Path:
     Raises:
       UserError: there is nothing of the kind.
     """
-    if "://" in str(path):
-        raise UserError(f"--checkpoint {path}: give a folder, such as a mounted bucket; addresses are not understood")
+    refuse_address("--checkpoint", path)
     path = Path(path).absolute()
     if not path.is_dir():
         siblings = sorted(p.name for p in path.parent.iterdir() if p.is_dir()) if path.parent.is_dir() else []

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from kosmos_jax.config_checks import ConfigError, dotted_keys, nearest_key, validate
+from kosmos_jax.config_checks import ConfigError, dotted_keys, flat, nearest_key, validate
 
 __all__ = ["ConfigError", "apply_overrides", "from_json", "load_config", "to_json", "validate"]
 
@@ -80,16 +80,9 @@ def from_json(text: str) -> FrozenConfigDict:
 
 def differences(before: Mapping, now: Mapping) -> list[str]:
     """What changed from one config to another: "training.optimizer.learning_rate 0.0002, now 0.0001"."""
-    before, now = _flat(_plain(before)), _flat(_plain(now))
+    before, now = flat(_plain(before)), flat(_plain(now))
     changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
     return [f"{key} {before.get(key, 'absent')}, now {now.get(key, 'absent')}" for key in changed]
-
-
-def _flat(tree: dict, prefix: str = "") -> dict:
-    flat = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
 
 
 def _plain(value):

@@ -71,12 +71,17 @@ def validate(config, where: str = "the config", model_only: bool = False) -> Non
         raise ConfigError("\n".join(f"{where}: {problem}" for problem in problems))
 
 
-def dotted_keys(tree, prefix: str = "") -> list[str]:
-    """The keys of all values in a nested dictionary: "model.text.width"."""
-    keys = []
+def flat(tree, prefix: str = "") -> dict:
+    """The values of a nested dictionary by their keys: {"model.text.width": 2048, ...}."""
+    values = {}
     for key, value in tree.items():
-        keys += dotted_keys(value, f"{prefix}{key}.") if hasattr(value, "items") else [f"{prefix}{key}"]
-    return keys
+        values |= flat(value, f"{prefix}{key}.") if hasattr(value, "items") else {f"{prefix}{key}": value}
+    return values
+
+
+def dotted_keys(tree) -> list[str]:
+    """The keys of all values in a nested dictionary: "model.text.width"."""
+    return list(flat(tree))
 
 
 def nearest_key(key: str, keys: list[str]) -> str | None:

@@ -36,3 +36,9 @@ def from_os(message: str, error: OSError) -> UserError:
     """The error for what a file system said: `UserError`, or `PassingError` where another start may go well."""
     kind = UserError if error.errno in _OF_THE_USER else PassingError
     return kind(f"{message}: {error.strerror or error}")
+
+
+def refuse_address(flag: str, path) -> None:
+    """Raises UserError for a path that is an address, such as gs://bucket/folder."""
+    if "://" in str(path):
+        raise UserError(f"{flag} {path}: give a folder, such as a mounted bucket; addresses are not understood")

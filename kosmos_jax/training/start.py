@@ -17,7 +17,7 @@ from data_pipeline.mixture import Mixture
 from data_pipeline.pipeline import make_tokenizer
 from kosmos_jax import checkpoint
 from kosmos_jax.config import differences
-from kosmos_jax.errors import PassingError, UserError, from_os
+from kosmos_jax.errors import PassingError, UserError, from_os, refuse_address
 from kosmos_jax.parallel.mesh import row_shards
 from kosmos_jax.training.compile import Step
 from kosmos_jax.training.resume import resume
@@ -36,8 +36,7 @@ def claim_workdir(workdir):
       UserError: it is an address, or cannot be written.
       PassingError: another run is using it.
     """
-    if "://" in str(workdir):
-        raise UserError(f"--workdir {workdir}: give a folder, such as a mounted bucket; addresses are not understood")
+    refuse_address("--workdir", workdir)
     workdir = Path(workdir)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
