@@ -1,34 +1,59 @@
 """What every source yields, and what goes wrong with one record of it."""
 
 import dataclasses
+from typing import NamedTuple
 
 from kosmos_jax.errors import UserError
 
 
-@dataclasses.dataclass(frozen=True)
-class Document:
-    """Text and images in reading order.
+class Text(NamedTuple):
+    """Text of a document.
 
     Attributes:
-      segments: str is text, bytes is one encoded image file (see `images.FORMATS`).
+      text: any Unicode.
+      supervised: whether the model learns to write it. An instruction is read, its answer is learned.
+    """
+
+    text: str
+    supervised: bool = True
+
+
+class Media(NamedTuple):
+    """An item of another modality, encoded as in its file.
+
+    Attributes:
+      kind: the modality's name, such as "image" or "audio".
+      data: the file's bytes; `data_pipeline.media` has what decodes them.
+    """
+
+    kind: str
+    data: bytes
+
+
+@dataclasses.dataclass(frozen=True)
+class Document:
+    """Text and media in reading order.
+
+    Attributes:
+      parts: in reading order.
       where: the record's name for messages, such as "captions/train[17]".
 
     Raises:
-      RecordError: a segment is neither, or a text that UTF-8 cannot hold.
+      RecordError: a part is neither, or a text that UTF-8 cannot hold.
     """
 
-    segments: tuple[str | bytes, ...]
+    parts: tuple[Text | Media, ...]
     where: str
 
     def __post_init__(self):
-        for n, segment in enumerate(self.segments):
-            if isinstance(segment, str):
+        for n, part in enumerate(self.parts):
+            if isinstance(part, Text) and isinstance(part.text, str):
                 try:
-                    segment.encode()
+                    part.text.encode()
                 except UnicodeEncodeError as error:  # half of a surrogate pair: no tokenizer takes it
                     raise RecordError(self.where, f"text {n} is no Unicode: {error}") from error
-            elif not isinstance(segment, bytes):
-                raise RecordError(self.where, f"part {n} is neither text nor bytes but {type(segment).__name__}")
+            elif not (isinstance(part, Media) and isinstance(part.data, bytes)):
+                raise RecordError(self.where, f"part {n} is neither Text nor Media but {type(part).__name__}")
 
 
 class DataError(UserError, ValueError):
@@ -46,10 +71,12 @@ class RecordError(DataError):
         self.why = why
 
 
-class ImageError(RecordError):
-    """One image cannot be decoded."""
+class MediaError(RecordError):
+    """One item of media cannot be decoded; it is counted under the name of its modality."""
 
-    kind = "image"
+    def __init__(self, where: str, why: str, kind: str):
+        super().__init__(where, why)
+        self.kind = kind
 
 
 class RowError(RecordError):
