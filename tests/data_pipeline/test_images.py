@@ -4,10 +4,10 @@ import zlib
 
 import numpy as np
 import pytest
+from data_pipeline.images import MAX_ASPECT, MAX_PIXELS, as_rgb, augmented, center_crop, decode, philox, squash
 from PIL import Image, features
 
 from data_pipeline.documents import ImageError
-from data_pipeline.images import MAX_ASPECT, MAX_PIXELS, as_rgb, augmented, center_crop, decode, philox, squash
 
 
 def picture(width: int, height: int) -> Image.Image:

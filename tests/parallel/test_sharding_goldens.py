@@ -47,7 +47,7 @@ def text(config: str) -> str:
         sizes = " ".join(f"{axis}={size}" for axis, size in preset(mesh, DEVICES, GROUPS).items())
         lines.append(f"\n{mesh}: {sizes}; {sum(row[3] for row in rows):,} bytes a device")
         for path, shape, spec, held in rows:
-            line = f"  {path} {list(shape)}: {', '.join(map(str, spec)) or 'whole'}; {held:,}"
+            line = f"  {path} {list(shape)}: {', '.join(map(str, spec)) or 'replicated'}; {held:,}"
             if first.setdefault(path, line) != line or mesh == "fsdp":
                 lines.append(line)
     return "\n".join(lines).lstrip() + "\n"
