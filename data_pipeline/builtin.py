@@ -12,8 +12,8 @@ import re
 import numpy as np
 from PIL import Image
 
-from data_pipeline.documents import Document
-from data_pipeline.images import philox
+from data_pipeline.documents import Document, Media, Text
+from data_pipeline.shuffle import philox
 
 WORDS = (
     *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),
@@ -61,7 +61,7 @@ class Captions:
     def __getitem__(self, i: int) -> Document:
         image, template = divmod(i, len(CAPTIONS))
         caption = CAPTIONS[template].format(WORDS[self._labels[image]])
-        return Document((self._images[image], caption), f"digits/{self._split}[{i}]")
+        return Document((Media("image", self._images[image]), Text(caption)), f"digits/{self._split}[{i}]")
 
 
 class DigitDocuments:
@@ -73,7 +73,7 @@ class DigitDocuments:
 
     def __init__(self, split: str):
         self._split, (self._images, self._labels) = split, digits(split)
-        first_texts = [[part for part in self[i].segments if isinstance(part, str)] for i in range(100)]
+        first_texts = [[part.text for part in self[i].parts if isinstance(part, Text)] for i in range(100)]
         self.fingerprint = _fingerprint("digit_documents", split, self._labels, len(self), first_texts)
 
     def __len__(self):
@@ -94,13 +94,13 @@ class DigitDocuments:
 
 def sum_prompt(a: bytes, b: bytes, answer: str = "") -> tuple[str | bytes, ...]:
     """`<a> plus <b> equals` and the answer; without one, a prompt that " twelve" continues."""
-    return (a, " plus ", b, " equals" + answer)
+    return (Media("image", a), Text(" plus "), Media("image", b), Text(" equals" + answer))
 
 
 def list_prompt(shown: list[tuple[bytes, int]], style: str, query: bytes | None = None) -> tuple[str | bytes, ...]:
     """Images each with its label in one style of `LABELS`; the query comes last, and its label is the continuation."""
-    segments = tuple(part for image, digit in shown for part in (image, f" {LABELS[style](digit)}."))
-    return segments if query is None else (*segments, query)
+    segments = tuple(part for image, digit in shown for part in (Media("image", image), Text(f" {LABELS[style](digit)}.")))
+    return segments if query is None else (*segments, Media("image", query))
 
 
 class Pydoc:
@@ -126,7 +126,7 @@ class Pydoc:
 
     def __getitem__(self, i: int) -> Document:
         name, text = self._documents[i]
-        return Document((text,), f"pydoc/{name}")
+        return Document((Text(text),), f"pydoc/{name}")
 
 
 def split_of(name: str) -> str:

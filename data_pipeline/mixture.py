@@ -73,7 +73,9 @@ class Mixture:
         """
         data, cache = config.data, Path(cache)
         self.config, self.tokenizer, self.split = config, tokenizer, split
-        self.modalities = {modality.name: modality for modality in modalities(config.model)}
+        self.modalities = {modality.name: modality for modality in tokenizer.modalities}
+        if tokenizer.modalities != modalities(config.model):
+            raise DataError(f"the tokenizer has {tokenizer.modalities}, the model {modalities(config.model)}")
         self._seed, self._seq_len, self._isolate = config.seed, data.seq_len, data.isolate_documents
         self.microbatches = config.training.microbatches
         self.names, self.rows, counts, self.items, self.arrays = batch_layout(config, data_shards)

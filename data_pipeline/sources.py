@@ -5,7 +5,9 @@ from typing import Any, Protocol
 from data_pipeline.documents import DataError, Document
 
 SPLITS = ("train", "validation", "test")
-KINDS = ("pydoc", "digits", "digit_documents", "tfds")
+KINDS = {"pydoc":0, "digits":0, "digit_documents":0, "tfds":0}
+COMMON_KEYS=("kind","share","per_row","augment")
+def keys(kind): return () if kind!="tfds" else ("name", "data_dir", "splits", "template", "interleaved")
 
 
 class Source(Protocol):

@@ -229,6 +229,6 @@ def test_the_config_of_a_workdir_can_be_run_again(tmp_path):
 
 
 def test_two_sources_do_not_share_one_section():
-    config = load_config(KOSMOS1, ["data.sources.captions.augment.rotate=3"])
-    assert config.data.sources.captions.augment.rotate == 3.0
-    assert config.data.sources.interleaved.augment.rotate == 0.0
+    config = load_config(KOSMOS1, ["data.sources.captions.augment.image.rotate=3"])
+    assert config.data.sources.captions.augment.image.rotate == 3.0
+    assert config.data.sources.interleaved.augment.image.rotate == 0.0

@@ -96,7 +96,7 @@ def perplexity(generator, config, split: str, examples: int) -> Result:
     """
     sources = [source for source in config.data.sources.values() if not any(source.per_row.values())]
     if not sources:
-        raise UserError("the task perplexity needs a source of text: one without places in per_row in config.data.sources")
+        raise UserError("the task perplexity needs a source of text: one in config.data.sources whose per_row is 0")
     tokenizer = generator.tokenizer
     held_out = _texts(sources, split, examples, tokenizer)
     longest = config.data.seq_len - 1  # and <s>

@@ -85,7 +85,7 @@ def test_a_model_that_knows_nothing_is_as_perplexed_as_its_vocabulary_is_large(c
 def test_perplexity_counts_every_token_of_the_held_out_text_and_its_end(results, tokenizer):
     source = builtin.Pydoc("test")
     held_out = [source[i] for i in range(min(10, len(source)))]
-    assert results["perplexity"].n == sum(len(tokenizer.encode(d.segments[0])) + 1 for d in held_out)
+    assert results["perplexity"].n == sum(len(tokenizer.encode(d.parts[0].text)) + 1 for d in held_out)
     assert math.isfinite(results["perplexity"].value)
 
 

@@ -89,11 +89,11 @@ def test_dropout_does_not_depend_on_the_mesh():
 
 
 def test_four_microbatches_make_the_update_of_one_batch():
-    whole = random_batch(rows=8)
-    parts = {name: x.reshape(4, x.shape[1] // 4, *x.shape[2:]) for name, x in whole.items()}
+    batch = random_batch(rows=8)
+    parts = jax.tree.map(lambda x: x.reshape(4, x.shape[1] // 4, *x.shape[2:]), batch)
     slots = parts["slots"]
     parts["slots"] = np.where(slots >= 0, slots % (2 * 4), slots)  # 2 images of 4 tokens in each microbatch
-    one_state, one = run(tiny_config(), [whole])
+    one_state, one = run(tiny_config(), [batch])
     four_state, four = run(tiny_config(), [parts])
     np.testing.assert_allclose(losses(four), losses(one), rtol=1e-5)
     np.testing.assert_allclose(four[0]["grad_norm"], one[0]["grad_norm"], rtol=1e-4)

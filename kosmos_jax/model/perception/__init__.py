@@ -20,6 +20,7 @@ from collections.abc import Iterator
 
 from flax import nnx
 
+from kosmos_jax.checks import at_least
 from kosmos_jax.model.layers import unpinned
 from kosmos_jax.model.perception import connector
 from kosmos_jax.model.perception.clip import Clip
@@ -74,14 +75,18 @@ def flops(section, width: int) -> dict[str, float]:
 
 def keys(section) -> list[str]:
     """The keys that a modality's section has to have; `encoder.kind` alone where that is none of `ENCODERS`."""
-    encoder = ENCODERS.get(section.get("encoder", {}).get("kind"))
+    encoder = section.get("encoder")
+    kind = encoder.get("kind") if hasattr(encoder, "get") else None
+    encoder = ENCODERS.get(kind) if isinstance(kind, str) else None
     own = [f"encoder.{key}" for key in encoder.KEYS] if encoder else []
     return ["tokens", "shape", "dtype", "encoder.kind", *own, *(f"connector.{key}" for key in connector.KEYS)]
 
 
 def problems(section, width: int) -> Iterator[str]:
     """What cannot be in a modality's section, before a decoder of a width; messages begin with the key."""
-    if section.tokens < 1:
-        yield f"tokens is {section.tokens}; it must be at least 1"
+    yield from at_least("", section, {1: ("tokens",)})
+    if not all(isinstance(size, int) and size > 0 for size in section.shape):
+        yield f"shape is {tuple(section.shape)}; it is made of whole numbers above 0"
+        return
     yield from ENCODERS[section.encoder.kind].problems(section.encoder, tuple(section.shape))
     yield from connector.problems(section.connector, width)

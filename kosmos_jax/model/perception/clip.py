@@ -100,9 +100,10 @@ class Clip(nnx.Module):
     @staticmethod
     def problems(config, shape) -> Iterator[str]:
         """What cannot be, each message beginning with the key below the modality's section."""
-        yield from at_least(
-            "encoder", config, {1: ("patch_size", "width", "layers", "heads", "ffn"), 0: ("top_layers",)}
-        )
+        sizes = {1: ("patch_size", "width", "layers", "heads", "ffn"), 0: ("top_layers",)}
+        if found := list(at_least("encoder", config, sizes)):
+            yield from found
+            return
         yield from not_among("encoder.activation", config.activation, ACTIVATIONS)
         yield from heads_problems("encoder", config.heads, config.width)
         if len(shape) != 3 or shape[0] != shape[1] or shape[2] != 3:

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from kosmos_jax.checks import around, at_least, divisors, not_among
+from kosmos_jax.checks import around, at_least, below_one, divisors, not_among
 from kosmos_jax.model.attention import Attention
 from kosmos_jax.model.layers import gelu, layer_norm, linear, scan_layers, stack, uniform
 
@@ -108,10 +108,10 @@ KEYS = ("kind", "heads", "layers", "dropout")
 def problems(config, width: int) -> Iterator[str]:
     """What cannot be in the `connector` section of a modality, before a decoder of a width."""
     yield from not_among("connector.kind", config.kind, CONNECTORS)
-    yield from at_least("connector", config, {1: ("heads", "layers")})
-    if not 0 <= config.dropout < 1:
-        yield f"connector.dropout is {config.dropout}; it must be at least 0 and below 1"
-    if width % config.heads:
+    numbers = list(at_least("connector", config, {1: ("heads", "layers")}))
+    yield from numbers
+    yield from below_one("connector", config, ("dropout",))
+    if not numbers and width % config.heads:
         yield f"connector.heads is {config.heads}, which does not divide text width {width}; try " + around(
             config.heads, divisors(width)
         )
