@@ -84,23 +84,39 @@ class DigitDocuments:
         if draw.random() < 0.6:
             a, b = draw.integers(len(self._images), size=2)
             answer = f" {WORDS[self._labels[a] + self._labels[b]]}."
-            segments = sum_prompt(self._images[a], self._images[b], answer)
+            parts = sum_prompt(self._images[a], self._images[b], answer)
         else:
             style = list(LABELS)[draw.integers(len(LABELS))]
             chosen = draw.integers(len(self._images), size=draw.integers(2, 5))
-            segments = list_prompt([(self._images[j], self._labels[j]) for j in chosen], style)
-        return Document(segments, f"digit_documents/{self._split}[{i}]")
+            parts = list_prompt([(self._images[j], self._labels[j]) for j in chosen], style)
+        return Document(parts, f"digit_documents/{self._split}[{i}]")
 
 
-def sum_prompt(a: bytes, b: bytes, answer: str = "") -> tuple[str | bytes, ...]:
-    """`<a> plus <b> equals` and the answer; without one, a prompt that " twelve" continues."""
-    return (Media("image", a), Text(" plus "), Media("image", b), Text(" equals" + answer))
+def sum_prompt(a: bytes, b: bytes, answer: str = "", kinds=("image", "image")) -> tuple[Text | Media, ...]:
+    """`<a> plus <b> equals` and the answer; without one, a prompt that " twelve" continues.
+
+    Args:
+      a: a file that shows or says a digit.
+      b: the other one.
+      answer: with its space and full stop.
+      kinds: the modalities of a and b.
+    """
+    return Media(kinds[0], a), Text(" plus "), Media(kinds[1], b), Text(" equals" + answer)
 
 
-def list_prompt(shown: list[tuple[bytes, int]], style: str, query: bytes | None = None) -> tuple[str | bytes, ...]:
-    """Images each with its label in one style of `LABELS`; the query comes last, and its label is the continuation."""
-    segments = tuple(part for image, digit in shown for part in (Media("image", image), Text(f" {LABELS[style](digit)}.")))
-    return segments if query is None else (*segments, Media("image", query))
+def list_prompt(
+    shown: list[tuple[bytes, int]], style: str, query: bytes | None = None, kind: str = "image"
+) -> tuple[Text | Media, ...]:
+    """Digits each with its label; a query comes last, and its label is the continuation.
+
+    Args:
+      shown: files that show or say a digit, with the digit.
+      style: one of `LABELS`.
+      query: a file without its label.
+      kind: the modality of the files.
+    """
+    parts = tuple(part for file, digit in shown for part in (Media(kind, file), Text(f" {LABELS[style](digit)}.")))
+    return parts if query is None else (*parts, Media(kind, query))
 
 
 class Pydoc:

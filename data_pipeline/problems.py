@@ -19,7 +19,9 @@ def key_problems(data) -> Iterator[str]:
         yield from (f"{section}.{key} is missing" for key in ("kind", "share", "per_row") if key not in source)
         if source.get("kind") not in sources.KINDS:
             continue
-        known = [*sources.COMMON_KEYS, *sources.keys(source.kind)]
+        own = sources.keys(source.kind)
+        known = [*sources.COMMON_KEYS, *own]
+        yield from (f"{section}.{key} is missing" for key, needed in own.items() if needed and key not in source)
         for key in source:
             if key not in known:
                 nearest = nearest_key(key, known)

@@ -1,17 +1,27 @@
 """Sources: an index goes in, a document comes out. One name of a kind, one class."""
 
+import importlib
+import inspect
 from typing import Any, Protocol
 
 from data_pipeline.documents import DataError, Document
 
 SPLITS = ("train", "validation", "test")
-KINDS = {"pydoc":0, "digits":0, "digit_documents":0, "tfds":0}
-COMMON_KEYS=("kind","share","per_row","augment")
-def keys(kind): return () if kind!="tfds" else ("name", "data_dir", "splits", "template", "interleaved")
+# Module and class, imported when the kind is used; another kind adds its own entry, a class or where it is.
+KINDS = {
+    "pydoc": "data_pipeline.builtin:Pydoc",
+    "digits": "data_pipeline.builtin:Captions",
+    "digit_documents": "data_pipeline.builtin:DigitDocuments",
+    "tfds": "data_pipeline.tfds_source:TfdsSource",
+}
+# The keys that an entry of `config.data.sources` may have whatever its kind; see `keys` for the kind's own.
+COMMON_KEYS = ("kind", "share", "per_row", "augment")
 
 
 class Source(Protocol):
     """A finite collection of documents with random access, safe to read from several threads.
+
+    It is made of the split and, by name, the keys of the config that its kind has: `TfdsSource(split, name=..., ...)`.
 
     Attributes:
       fingerprint: changes whenever a document or their order does; indexes and plans are kept under it.
@@ -26,23 +36,39 @@ class Source(Protocol):
     def __getitem__(self, i: int) -> Document: ...
 
 
+def keys(kind: str) -> dict[str, bool]:
+    """The keys that a kind has of its own, and whether each has to be given.
+
+    Raises:
+      DataError: `KINDS` has no such kind.
+    """
+    _, *parameters = inspect.signature(_class(kind)).parameters.values()
+    return {parameter.name: parameter.default is parameter.empty for parameter in parameters}
+
+
 def make_source(config: Any, split: str) -> Source:
     """The source that `config.kind` names.
 
     Args:
-      config: one entry of `config.data.sources`; the keys besides `kind`, `share`, `images_per_row` and `augment` are
-        the kind's own and documented at its class.
+      config: one entry of `config.data.sources`; the keys besides `COMMON_KEYS` are documented at the kind's class.
       split: "train", "validation" or "test".
+
+    Raises:
+      DataError: the split or the kind is unknown, or a key that the kind needs is missing.
     """
     if split not in SPLITS:
         raise DataError(f"split {split!r} is none of {', '.join(SPLITS)}")
-    if config.kind == "tfds":
-        from data_pipeline.tfds_source import TfdsSource
+    known = keys(config.kind)
+    if missing := [key for key, needed in known.items() if needed and key not in config]:
+        raise DataError(f"a source of kind {config.kind} needs {', '.join(missing)}")
+    return _class(config.kind)(split, **{key: config[key] for key in known if key in config})
 
-        return TfdsSource(config, split)
-    from data_pipeline import builtin
 
-    kinds = {"pydoc": builtin.Pydoc, "digits": builtin.Captions, "digit_documents": builtin.DigitDocuments}
-    if config.kind not in kinds:
-        raise DataError(f"data.sources.*.kind {config.kind!r} is none of {', '.join(KINDS)}")
-    return kinds[config.kind](split)
+def _class(kind: str) -> type:
+    if kind not in KINDS:
+        raise DataError(f"data.sources.*.kind {kind!r} is none of {', '.join(KINDS)}")
+    found = KINDS[kind]
+    if isinstance(found, str):
+        module, name = found.split(":")
+        found = getattr(importlib.import_module(module), name)
+    return found

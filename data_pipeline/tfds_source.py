@@ -9,12 +9,11 @@ import struct
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from google.protobuf.message import DecodeError
 
-from data_pipeline.documents import DataError, Document, RecordError
+from data_pipeline.documents import DataError, Document, Media, RecordError, Text
 from data_pipeline.tensorflow_alone import tensorflow
 
 log = logging.getLogger(__name__)
@@ -25,10 +24,11 @@ WAITS = (0.1, 1.0, 10.0)
 class TfdsSource:
     """Kind `tfds`.
 
-    Keys of the config:
+    Args:
+      split: "train", "validation" or "test".
       name: as `tfds.builder` takes it, "coco_captions" or "my_dataset/config:1.0.0". The dataset must be prepared.
-      data_dir: where it lies; "" for TFDS's default.
       splits: for each of our splits the dataset's: {"train": "train[:95%]", "validation": "train[95%:]"}.
+      data_dir: where it lies; "" for TFDS's default.
       template: "{image}a photo of a {label}": text with features in braces. An Image is put in as it is, a ClassLabel
         by its name, Text and numbers as text.
       interleaved: instead of a template, the names of two sequences, ("images", "texts"): a text stands for itself, an
@@ -40,28 +40,28 @@ class TfdsSource:
       OSError: from `source[i]`, when the file system still fails after `WAITS`.
     """
 
-    def __init__(self, config: Any, split: str):
+    def __init__(self, split: str, name: str, splits: dict, data_dir: str = "", template: str = "", interleaved=()):
         self._tf = tensorflow()
         import tensorflow_datasets as tfds
 
         self._features, self._tfds = {}, tfds
-        builder = tfds.builder(config.name, data_dir=config.get("data_dir") or None)
+        builder = tfds.builder(name, data_dir=data_dir or None)
         if not builder.is_prepared():
-            raise DataError(f"dataset {config.name} is not in {builder.data_dir}; run `tfds build {config.name}` first")
-        if split not in config.splits:
-            raise DataError(f"dataset {config.name}: splits names no {split!r}, only {', '.join(config.splits)}")
+            raise DataError(f"dataset {name} is not in {builder.data_dir}; run `tfds build {name}` first")
+        if split not in splits:
+            raise DataError(f"dataset {name}: splits names no {split!r}, only {', '.join(splits)}")
         self._all_features = builder.info.features
-        template, interleaved = config.get("template") or "", tuple(config.get("interleaved") or ())
+        interleaved = tuple(interleaved)
         if bool(template) == bool(interleaved):
-            raise DataError(f"dataset {config.name}: give either template or interleaved")
+            raise DataError(f"dataset {name}: give either template or interleaved")
         self._interleaved = interleaved
-        self._template = [(text, name) for text, name, _, _ in string.Formatter().parse(template)]
-        for name in interleaved or [name for _, name in self._template if name]:
-            self._check(config.name, name)
+        self._template = [(text, field) for text, field, _, _ in string.Formatter().parse(template)]
+        for field in interleaved or [field for _, field in self._template if field]:
+            self._check(name, field)
 
-        instructions = builder.info.splits[config.splits[split]].file_instructions
+        instructions = builder.info.splits[splits[split]].file_instructions
         self._records = _Records(instructions, str(builder.info.file_format.value), self._tf)
-        self._name = f"{builder.info.full_name}:{config.splits[split]}"
+        self._name = f"{builder.info.full_name}:{splits[split]}"
         files = [(Path(file.filename).name, file.skip, file.take, file.examples_in_shard) for file in instructions]
         identity = (self._name, files, str(builder.info.dataset_size), template, interleaved)
         self.fingerprint = hashlib.sha256(repr(identity).encode()).hexdigest()[:16]
@@ -90,53 +90,50 @@ class TfdsSource:
             if not record:  # array_record's answer for a shard that was cut off
                 raise RecordError("", "is empty")
             example = self._tf.train.Example.FromString(record).features.feature
-            segments = self._sequence(example) if self._interleaved else self._filled_template(example)
+            parts = self._sequence(example) if self._interleaved else self._filled_template(example)
         except RecordError as error:
             raise RecordError(where, error.why) from error
         # No protobuf, no UTF-8, an absent feature. Of a file system's error, or a mistake in the code, the record is
         # innocent.
         except (DecodeError, ValueError, LookupError, struct.error) as error:
             raise RecordError(where, f"cannot be read ({type(error).__name__}: {error})") from error
-        return Document(tuple(segments), where)
+        return Document(tuple(parts), where)
 
-    def _filled_template(self, example) -> list[str | bytes]:
-        segments = [""]
+    def _filled_template(self, example) -> list[Text | Media]:
+        parts = [Text("")]
         for text, name in self._template:
-            segments[-1] += text
-            if name is None:
-                continue
-            value = self._values(example, name)[0]
-            if value == b"":
+            value = self._values(example, name)[0] if name else Text("")
+            if isinstance(value, Media) and not value.data:
                 raise RecordError("", f"its {name} is empty")
-            if isinstance(value, bytes):
-                segments += [value, ""]
-            else:
-                segments[-1] += value
-        return [segment for segment in segments if segment]
+            for part in (Text(text), value):
+                if isinstance(part, Text) and isinstance(parts[-1], Text):
+                    parts[-1] = Text(parts[-1].text + part.text)
+                else:
+                    parts.append(part)
+        return [part for part in parts if part != Text("")]
 
-    def _sequence(self, example) -> list[str | bytes]:
+    def _sequence(self, example) -> list[Text | Media]:
         images, texts = (self._values(example, name) for name in self._interleaved)
-        images, segments = [image for image in images if image], []
+        images, parts = [image for image in images if image.data], []
         for text in texts:
-            if text.strip():
+            if text.text.strip():
                 # Two texts in a row are two paragraphs.
-                segments.append("\n" + text if segments and isinstance(segments[-1], str) else text)
+                parts.append(Text("\n" + text.text) if parts and isinstance(parts[-1], Text) else text)
             elif images:
-                segments.append(images.pop(0))
+                parts.append(images.pop(0))
         if images:
             raise RecordError("", f"{len(images)} more images than empty texts")
-        return segments
+        return parts
 
-    def _values(self, example, name: str) -> list[str | bytes]:
-        """The feature's values: bytes for images, text for anything else."""
+    def _values(self, example, name: str) -> list[Text | Media]:
         features, feature, stored = self._tfds.features, self._features[name], example[name]
         if isinstance(feature, features.Image):
-            return list(stored.bytes_list.value)
+            return [Media("image", value) for value in stored.bytes_list.value]
         if isinstance(feature, features.Text):
-            return [value.decode() for value in stored.bytes_list.value]
+            return [Text(value.decode()) for value in stored.bytes_list.value]
         if isinstance(feature, features.ClassLabel):
-            return [feature.int2str(value) for value in stored.int64_list.value]
-        return [f"{value:g}" for value in (*stored.int64_list.value, *stored.float_list.value)]
+            return [Text(feature.int2str(value)) for value in stored.int64_list.value]
+        return [Text(f"{value:g}") for value in (*stored.int64_list.value, *stored.float_list.value)]
 
 
 class _Records:

@@ -7,6 +7,7 @@ Normalisation is the model's, on the device: bytes are what travels.
 
 import contextlib
 import io
+from collections.abc import Iterator, Mapping
 from functools import partial
 
 import numpy as np
@@ -15,9 +16,11 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from data_pipeline.documents import MediaError
 
 ImageError = partial(MediaError, kind="image")
+# See data_pipeline/media/__init__.py.
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp", ".avif", ".jp2", ".ppm")
 FORMS = "a PIL image, uint8[H, W] or uint8[H, W, 3]"
 AUGMENT = dict(crop_scale=(1.0, 1.0), rotate=0.0)
+
 # Every format is a parser that strangers reach, and some start other programs (EPS runs Ghostscript): only those that
 # images of datasets and of the web have.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "JPEG2000", "PPM")
@@ -115,7 +118,7 @@ def augmented(image: Image.Image, size: int, draws: np.ndarray, crop_scale=(1.0,
     `center_crop`'s. The turn is uniform in +-`rotate` degrees about the middle, after the resize; corners become black.
 
     Args:
-      draws: float64[4], uniform in [0, 1): area, left, top, turn; see `philox`.
+      draws: float64[4], uniform in [0, 1): area, left, top, turn.
     """
     low, high = crop_scale
     area, left, top, turn = draws.tolist()
@@ -139,11 +142,20 @@ def read(value, where: str = "image") -> Image.Image | None:
     return as_rgb(value, where) if isinstance(value, Image.Image) else None
 
 
-def item(decoded, shape, draws=None, **augment):
-    return squash(decoded, shape[0]) if draws is None else augmented(decoded, shape[0], draws, **augment)
+def item(image: Image.Image, shape: tuple[int, ...], draws: np.ndarray | None = None, **augment) -> np.ndarray:
+    """uint8[size, size, 3]: `squash` at inference, and `augmented` in training.
+
+    Args:
+      image: as `decode` gives it.
+      shape: (size, size, 3).
+      draws: float64[4], uniform in [0, 1), in training.
+      augment: options of `augmented`.
+    """
+    return squash(image, shape[0]) if draws is None else augmented(image, shape[0], draws, **augment)
 
 
-def problems(options):
-    scale = tuple(options.get("crop_scale", (1.0, 1.0)))
+def problems(augment: Mapping) -> Iterator[str]:
+    """What cannot be among the options of `augmented`."""
+    scale = tuple(augment.get("crop_scale", (1.0, 1.0)))
     if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
         yield f"crop_scale is {scale}; it is (smallest, largest) share of the area, up to 1"

@@ -1,8 +1,10 @@
 import pytest
+from ml_collections import ConfigDict
 
 from data_pipeline import builtin
 from data_pipeline.builtin import Captions, DigitDocuments, Pydoc
-from data_pipeline.sources import SPLITS, make_source
+from data_pipeline.documents import Media, Text
+from data_pipeline.sources import SPLITS, keys, make_source
 
 
 def test_no_digit_is_in_two_splits_and_none_is_left_out():
@@ -18,7 +20,7 @@ def test_no_digit_is_in_two_splits_and_none_is_left_out():
 
 def test_no_paragraph_of_the_held_out_text_is_in_the_training_text():
     paragraphs = {
-        split: [p for i in range(len(s)) for p in s[i].segments[0].split("\n")] for split, s in _pydoc().items()
+        split: [p for i in range(len(s)) for p in s[i].parts[0].text.split("\n")] for split, s in _pydoc().items()
     }
     train = set(paragraphs["train"])
     for split in ("validation", "test"):
@@ -41,9 +43,9 @@ def test_a_caption_is_an_image_and_a_sentence_that_names_it():
     source = Captions("test")
     images, labels = builtin.digits("test")
     for i in range(0, len(source), 7):
-        image, text = source[i].segments
-        assert image == images[i // len(builtin.CAPTIONS)]
-        assert text.endswith(f" {builtin.WORDS[labels[i // len(builtin.CAPTIONS)]]}.")
+        image, text = source[i].parts
+        assert image == Media("image", images[i // len(builtin.CAPTIONS)])
+        assert text.supervised and text.text.endswith(f" {builtin.WORDS[labels[i // len(builtin.CAPTIONS)]]}.")
     assert any(text.startswith(builtin.CAPTION_PROMPT) for text in builtin.CAPTIONS)
 
 
@@ -52,9 +54,9 @@ def test_interleaved_documents_say_what_is_true_of_their_images():
     label_of = dict(zip(images, labels, strict=True))
     source, kinds = DigitDocuments("validation"), set()
     for i in range(200):
-        segments = source[i].segments
-        shown = [label_of[s] for s in segments if isinstance(s, bytes)]
-        texts = [s for s in segments if isinstance(s, str)]
+        parts = source[i].parts
+        shown = [label_of[part.data] for part in parts if isinstance(part, Media)]
+        texts = [part.text for part in parts if isinstance(part, Text)]
         if texts[0] == " plus ":
             kinds.add("sum")
             assert texts[1] == f" equals {builtin.WORDS[sum(shown)]}."
@@ -66,9 +68,11 @@ def test_interleaved_documents_say_what_is_true_of_their_images():
 
 
 def test_a_prompt_is_the_beginning_of_the_document_that_answers_it():
-    assert builtin.sum_prompt(b"A", b"B", " nine.")[:-1] == builtin.sum_prompt(b"A", b"B")[:-1]
-    assert builtin.list_prompt([(b"A", 3)], "word", b"B") == (b"A", " three.", b"B")
-    assert builtin.list_prompt([(b"A", 3), (b"B", 4)], "parity") == (b"A", " odd.", b"B", " even.")
+    a, b = Media("image", b"A"), Media("image", b"B")
+    assert builtin.sum_prompt(b"A", b"B") == (a, Text(" plus "), b, Text(" equals"))
+    assert builtin.sum_prompt(b"A", b"B", " nine.") == (a, Text(" plus "), b, Text(" equals nine."))
+    assert builtin.list_prompt([(b"A", 3)], "word", b"B") == (a, Text(" three."), b)
+    assert builtin.list_prompt([(b"A", 3), (b"B", 4)], "parity") == (a, Text(" odd."), b, Text(" even."))
 
 
 @pytest.mark.parametrize("kind", [Captions, DigitDocuments, Pydoc])
@@ -79,9 +83,14 @@ def test_a_source_is_the_same_each_time_and_its_fingerprint_tells_splits_apart(k
 
 
 def test_an_unknown_kind_or_split_is_named():
-    from ml_collections import ConfigDict
-
     with pytest.raises(ValueError, match="'laion' is none of pydoc, digits, digit_documents, tfds"):
         make_source(ConfigDict({"kind": "laion"}), "train")
     with pytest.raises(ValueError, match="split 'dev'"):
         make_source(ConfigDict({"kind": "pydoc"}), "dev")
+
+
+def test_a_kind_says_its_keys_and_misses_those_it_needs():
+    assert keys("pydoc") == {}
+    assert keys("tfds") == {"name": True, "splits": True, "data_dir": False, "template": False, "interleaved": False}
+    with pytest.raises(ValueError, match="kind tfds needs name, splits"):
+        make_source(ConfigDict({"kind": "tfds", "template": "{text}"}), "train")

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from data_pipeline import tfds_source
-from data_pipeline.documents import RecordError
+from data_pipeline.documents import Media, RecordError, Text
 from data_pipeline.sources import make_source
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -87,19 +87,20 @@ def pets(data_dir, **changes):
 def test_a_template_puts_features_in_by_their_kind(data_dir):
     source = pets(data_dir, template="{image}a {label} with {legs} legs")("train")
     assert len(source) == 6
-    assert [source[i].segments for i in range(6)] == [
-        (png(i), f"a {['cat', 'dog'][i % 2]} with {4 + i} legs") for i in range(6)
+    assert [source[i].parts for i in range(6)] == [
+        (Media("image", png(i)), Text(f"a {['cat', 'dog'][i % 2]} with {4 + i} legs")) for i in range(6)
     ]
 
 
 def test_a_sub_split_reads_its_records_and_no_others(data_dir):
     source = pets(data_dir, template="{legs}")("validation")
-    assert [source[i].segments for i in range(len(source))] == [("8",), ("9",)]
+    assert [source[i].parts for i in range(len(source))] == [(Text("8"),), (Text("9"),)]
 
 
 def test_interleaved_sequences_keep_their_order(data_dir):
     source = pets(data_dir, interleaved=("images", "texts"))("train")
-    assert source[3].segments == ("one", "\ntwo", png(13), "three", png(23))
+    images = Media("image", png(13)), Media("image", png(23))
+    assert source[3].parts == (Text("one"), Text("\ntwo"), images[0], Text("three"), images[1])
 
 
 def test_the_fingerprint_knows_split_and_template(data_dir):
@@ -132,7 +133,7 @@ def test_a_record_that_does_not_parse_is_named(data_dir):
 def test_a_record_with_an_empty_image_is_no_caption(data_dir):
     source = pets(data_dir, template="{image}a {label}")("train")
     values = source._values
-    source._values = lambda example, name: [b""] if name == "image" else values(example, name)
+    source._values = lambda example, name: [Media("image", b"")] if name == "image" else values(example, name)
     with pytest.raises(RecordError, match=r"train\[2\]: its image is empty"):
         source[2]
 
@@ -167,7 +168,7 @@ def test_a_passing_error_of_the_file_system_costs_no_record(own_shards, monkeypa
 
     rename(shards, "", "away-")
     monkeypatch.setattr(tfds_source, "time", SimpleNamespace(sleep=sleep))
-    assert [source[i].segments for i in range(6)] == [(str(4 + i),) for i in range(6)]
+    assert [source[i].parts for i in range(6)] == [(Text(str(4 + i)),) for i in range(6)]
     assert waited == [0.1, 1]
 
 
@@ -180,7 +181,7 @@ def test_of_a_missing_file_the_record_is_innocent_and_read_when_it_is_back(own_s
         with pytest.raises(OSError, match=r"record 0 cannot be read: .*No such file"):
             source[0]
     rename(shards, "away-", "")
-    assert source[0].segments == ("4",)
+    assert source[0].parts == (Text("4"),)
 
 
 def test_a_damaged_record_costs_no_other(own_shards):
@@ -193,7 +194,7 @@ def test_a_damaged_record_costs_no_other(own_shards):
     for _ in range(2):
         with pytest.raises(RecordError, match=r"tiny_pets/1.0.0:train\[0\]: "):
             source[0]
-    assert [source[i].segments for i in range(1, 6)] == [(str(4 + i),) for i in range(1, 6)]
+    assert [source[i].parts for i in range(1, 6)] == [(Text(str(4 + i)),) for i in range(1, 6)]
 
 
 def test_records_of_a_shard_that_was_cut_off_are_not_empty_documents(own_shards):
