@@ -31,9 +31,11 @@ def our_config(shape: Shape):
     config = kosmos1.get_config().model
     config.update(dtype=shape.dtype, remat=shape.remat, scan_unroll=shape.unroll)
     config.text.update(vocab_size=shape.vocab, positions="sinusoidal", **shape.text)
-    config.text.attention_dropout = config.connector.dropout = shape.attention_dropout
-    config.vision.update(image_size=IMAGE, patch_size=14, **shape.vision)
-    config.connector.update(tokens=Q, heads=shape.text["heads"])
+    image = config.perception.image
+    config.text.attention_dropout = image.connector.dropout = shape.attention_dropout
+    image.update(tokens=Q, shape=(IMAGE, IMAGE, 3))
+    image.encoder.update(patch_size=14, **shape.vision)
+    image.connector.heads = shape.text["heads"]
     return apply_overrides(config, [])
 
 
@@ -98,10 +100,10 @@ def train_step(shape: Shape, models):
     step = jax.jit(make_train_step(models.graph, optimizer, config, schedule, ("all",)), donate_argnums=0)
     ids, slots, pixels = random_rows(shape.vocab, shape.rows, shape.tokens)
     targets = np.where(slots >= 0, -1, np.roll(ids, -1, axis=1))
-    batch = dict(tokens=ids, slots=slots, targets=targets, segment_ids=np.ones_like(ids), images=pixels)
+    batch = dict(tokens=ids, slots=slots, targets=targets, segment_ids=np.ones_like(ids), media={"image": pixels})
     batch |= dict(positions=np.tile(np.arange(shape.tokens, dtype=np.int32), (shape.rows, 1)))
     batch |= dict(row_source=np.zeros(shape.rows, np.int32))
-    batch = jax.device_put({name: array[None] for name, array in batch.items()})
+    batch = jax.device_put(jax.tree.map(lambda array: array[None], batch))
     state = [jax.jit(lambda key: initial_state(config, optimizer, key))(jax.random.key(0))]
 
     def ours():

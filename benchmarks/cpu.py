@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
-from contenders import Q, Shape, our_config, random_rows, their_inputs, their_model, train_step
+from contenders import Shape, our_config, random_rows, their_inputs, their_model, train_step
 
 SHAPE = Shape(
     vocab=8192,
@@ -32,7 +32,7 @@ PROMPT, NEW = 71, 64  # <s>, an image, four words; tokens to generate
 
 
 def forward(models):
-    """Scores of every token of whole rows, one image in each."""
+    """Scores of every token of complete rows, one image in each."""
     import jax
     import numpy as np
     import torch
@@ -48,7 +48,7 @@ def forward(models):
         return model.logits(model(*batch))
 
     def ours():
-        jax.block_until_ready(compiled(models.params, ids, ones, positions, slots, pixels))
+        jax.block_until_ready(compiled(models.params, ids, ones, positions, slots, {"image": pixels}))
 
     inputs = their_inputs(ids, slots, pixels)
 
@@ -61,17 +61,23 @@ def forward(models):
 
 def generate(models, rows: int):
     """Greedy generation of `NEW` tokens for `rows` prompts, each with an image; encoding it is part of the work."""
+    import numpy as np
+
     from kosmos_jax.inference.engine import Generator
-    from kosmos_jax.inference.prompts import Encoded
+    from kosmos_jax.inference.prompts import EncodedPrompt
+    from kosmos_jax.modality import modalities
 
     ids, slots, pixels = random_rows(SHAPE.vocab, rows, PROMPT)
     # Ids go in and come out: of a tokenizer only the layout is needed.
     layout = SimpleNamespace(
-        bos=0, pad=1, eos=2, unk=3, mask=SHAPE.vocab - 6, line=SHAPE.vocab - 3, decode=lambda ids: ""
+        **dict(bos=0, pad=1, eos=2, unk=3, mask=SHAPE.vocab - 6, line=SHAPE.vocab - 3),
+        decode=lambda ids: "",
+        modalities=modalities(models.config),
     )
     generator = Generator(models.config, models.params, layout)
     generator._allowed_V = generator._allowed_V.at[layout.eos].set(False)  # nobody ends early
-    prompts = [Encoded(ids[b], slots[b] - (slots[b] >= 0) * b * Q, pixels[b : b + 1]) for b in range(rows)]
+    starts = np.argmax(slots >= 0, axis=1)
+    prompts = [EncodedPrompt(ids[b], ("image",), starts[b : b + 1], {"image": [pixels[b]]}) for b in range(rows)]
 
     def ours():
         completions = generator.complete(prompts, max_new_tokens=NEW)

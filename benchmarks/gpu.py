@@ -92,8 +92,10 @@ def measure(args) -> dict:
 def flops(shape: Shape) -> float:
     from kosmos_jax.training.flops import step_flops
 
-    paths = ["vision/trunk", "vision/top", "connector", "decoder"]
-    images = shape.rows
+    paths, images = (
+        ["image/encoder/trunk/", "image/encoder/top/", "image/connector/", "decoder/"],
+        {"image": shape.rows},
+    )
     return sum(step_flops(our_config(shape), paths, shape.tokens, shape.rows * shape.tokens, images).values())
 
 

@@ -18,12 +18,14 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
-from data_pipeline import images
 from data_pipeline import mixture as mixture_module
-from data_pipeline.documents import Document
+from data_pipeline.documents import Document, Media, Text
+from data_pipeline.media import image
 from data_pipeline.mixture import Mixture
 from data_pipeline.pipeline import batches, make_tokenizer
 from data_pipeline.tensorflow_alone import tensorflow
+from data_pipeline.tokenizer import Tokenizer
+from kosmos_jax.modality import modalities
 
 
 class Photos:
@@ -44,14 +46,16 @@ class Photos:
         return 2000
 
     def __getitem__(self, i):
-        return Document((self.files[i % 32], f"The digit is {'one two three four'.split()[i % 4]}."), f"photos[{i}]")
+        caption = Text(f"The digit is {'one two three four'.split()[i % 4]}.")
+        return Document((Media("image", self.files[i % 32]), caption), f"photos[{i}]")
 
 
 def config(image_size: int, image_tokens: int, seq_len: int, threads: int, sources: dict) -> ConfigDict:
+    perception = {"tokens": image_tokens, "shape": (image_size, image_size, 3), "dtype": "uint8"}
     return ConfigDict(
         {
             "seed": 0,
-            "model": {"connector": {"tokens": image_tokens}, "vision": {"image_size": image_size}},
+            "model": {"perception": {"image": perception}},
             "training": {"microbatches": 1},
             "data": {
                 "seq_len": seq_len,
@@ -68,11 +72,11 @@ def config(image_size: int, image_tokens: int, seq_len: int, threads: int, sourc
 
 
 def demo_sources() -> dict:
-    augment = {"crop_scale": (0.85, 1.0), "rotate": 10.0}
+    augment = {"image": {"crop_scale": (0.85, 1.0), "rotate": 10.0}}
     return {
-        "text": {"kind": "pydoc", "share": 0.25, "images_per_row": 0},
-        "captions": {"kind": "digits", "share": 0.25, "images_per_row": 15, "augment": augment},
-        "interleaved": {"kind": "digit_documents", "share": 0.5, "images_per_row": 20, "augment": augment},
+        "text": {"kind": "pydoc", "share": 0.25, "per_row": {}},
+        "captions": {"kind": "digits", "share": 0.25, "per_row": {"image": 15}, "augment": augment},
+        "interleaved": {"kind": "digit_documents", "share": 0.5, "per_row": {"image": 20}, "augment": augment},
     }
 
 
@@ -84,7 +88,7 @@ def measure(name: str, mixture: Mixture, steps: int, threads: int):
         wall, cpu, tokens, pictures = time.perf_counter(), time.process_time(), 0, 0
         for arrays in stream:
             tokens += int((arrays["segment_ids"] > 0).sum())
-            pictures += len(np.unique(arrays["slots"])) // mixture.config.model.connector.tokens
+            pictures += len(np.unique(arrays["slots"])) // mixture.modalities["image"].tokens
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
         print(f"| {name} | {way} | {tokens / cpu:,.0f} | {pictures / cpu:,.0f} | {tokens / wall:,.0f} |", flush=True)
 
@@ -100,12 +104,12 @@ def measure_decoding(files: list[bytes]):
         image = tf.io.decode_image(file, channels=3, expand_animations=False)
         return tf.image.resize(image, (224, 224), "bicubic", antialias=True)
 
-    draws = np.full(4, 0.5)
+    shape, draws = (224, 224, 3), np.full(4, 0.5)
     ways = {
-        "PIL: decode": images.decode,
-        "PIL: decode, bicubic 224 (squash)": lambda file: images.squash(images.decode(file), 224),
-        "PIL: decode, random crop, bicubic 224": lambda file: images.augmented(
-            images.decode(file), 224, draws, (0.9, 1)
+        "PIL: decode": lambda file: image.decode(file, "image"),
+        "PIL: decode, bicubic 224 (squash)": lambda file: image.item(image.decode(file, "image"), shape),
+        "PIL: decode, random crop, bicubic 224": lambda file: image.item(
+            image.decode(file, "image"), shape, draws, crop_scale=(0.9, 1)
         ),
         "TensorFlow: decode": lambda file: tf.io.decode_image(file, channels=3, expand_animations=False),
         "TensorFlow: decode, bicubic 224, antialias": tf_bicubic,
@@ -133,9 +137,10 @@ def main():
         tokenizer = make_tokenizer(demo, cache)
         measure("demo", Mixture(demo, tokenizer, "train", cache), args.steps, args.threads)
         photos = Photos()
-        one = {"photos": {"kind": "photos", "share": 1.0, "images_per_row": 7}}
+        one = {"photos": {"kind": "photos", "share": 1.0, "per_row": {"image": 7}}}
         mixture_module.make_source = lambda *_: photos
         paper = config(224, 64, 512, args.threads, one)
+        tokenizer = Tokenizer(tokenizer.model_bytes, modalities=modalities(paper.model))
         measure("photos, 224 px", Mixture(paper, tokenizer, "train", cache), args.steps, args.threads)
     measure_decoding(photos.files)
 

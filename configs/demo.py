@@ -10,19 +10,23 @@ def get_config():
     model = config.model
     model.dtype, model.remat = "float32", "none"
     model.text.update(width=128, layers=4, heads=4, ffn=512, vocab_size=1007, dropout=0.0, attention_dropout=0.0)
-    model.vision.update(image_size=16, patch_size=4, width=96, layers=3, heads=4, ffn=384)
+    image = model.perception.image
+    image.update(shape=(16, 16, 3), tokens=4)
+    image.encoder.update(patch_size=4, width=96, layers=3, heads=4, ffn=384)
     # From scratch the perceiver sees sooner than the released connector: its LayerNorms lift the features, which have
     # unit length, to the size of the queries.
-    model.connector.update(kind="perceiver", tokens=4, heads=4, layers=1, dropout=0.0)
+    image.connector.update(kind="perceiver", heads=4, layers=1, dropout=0.0)
 
     data = config.data
     data.update(seq_len=128, batch_rows=8, max_skipped=0, decode_threads=2)
     data.tokenizer.update(path="", vocab_size=1000)
     augment = dict(crop_scale=(0.7, 1.0), rotate=15.0)
     data.sources = dict(
-        text=dict(kind="pydoc", share=0.125, images_per_row=0),
-        captions=dict(kind="digits", share=0.5, images_per_row=10, augment=augment),
-        interleaved=dict(kind="digit_documents", share=0.375, images_per_row=14, augment=dict(augment)),
+        text=dict(kind="pydoc", share=0.125, per_row=dict(image=0)),
+        captions=dict(kind="digits", share=0.5, per_row=dict(image=10), augment=dict(image=augment)),
+        interleaved=dict(
+            kind="digit_documents", share=0.375, per_row=dict(image=14), augment=dict(image=dict(augment))
+        ),
     )
 
     config.training.update(

@@ -15,7 +15,7 @@ def get_config() -> ConfigDict:
             model=model(),
             init=dict(  # weights of a new run; a run that is resumed has its own
                 checkpoint="",  # a checkpoint of the same model, from training or `kosmos import`
-                vision="",  # a file or folder with CLIP's vision tower, as transformers, OpenAI or open_clip publish it
+                image="",  # a file or folder with CLIP's vision tower, as transformers, OpenAI or open_clip publish it
             ),
             data=data(),
             training=training(),
@@ -46,22 +46,28 @@ def model() -> dict:
             attention_dropout=0.0,  # [K2] none with its kernels; [T17] has 0.1, which here means "reference"
             init="torchscale",  # [K2] the released sub-LN initialisation; "magneto" is that of the paper's appendix
         ),
-        vision=dict(  # CLIP ViT-L/14 [P]
-            image_size=224,  # [P]
-            patch_size=14,
-            width=1024,  # [P]
-            layers=24,
-            heads=16,
-            ffn=4096,
-            activation="quick_gelu",  # [K2] what OpenAI's CLIP was trained with
-            top_layers=1,  # [P] the last blocks, kept apart because they alone train
-        ),
-        connector=dict(
-            kind="xconnector",  # [K2] one cross-attention; "perceiver" is Flamingo's resampler, which the paper cites
-            tokens=64,  # [T17] an image's vectors in the decoder's stream
-            heads=32,  # [K2] the decoder's
-            layers=1,  # of "perceiver" alone
-            dropout=0.1,  # [K2] that of attention
+        perception=dict(  # what is perceived beside text, by name; configs/kosmos1_speech.py has sound too
+            image=dict(
+                tokens=64,  # [T17] an image's vectors in the decoder's stream
+                shape=(224, 224, 3),  # [P]
+                dtype="uint8",
+                encoder=dict(  # ViT-L/14 [P]
+                    kind="clip",
+                    patch_size=14,
+                    width=1024,  # [P]
+                    layers=24,
+                    heads=16,
+                    ffn=4096,
+                    activation="quick_gelu",  # [K2] what OpenAI's CLIP was trained with
+                    top_layers=1,  # [P] the last blocks, kept apart because they alone train
+                ),
+                connector=dict(
+                    kind="xconnector",  # [K2] one cross-attention; "perceiver" is Flamingo's, which the paper cites
+                    heads=32,  # [K2] the decoder's
+                    layers=1,  # of "perceiver" alone
+                    dropout=0.1,  # [K2] that of attention
+                ),
+            ),
         ),
     )
 
@@ -85,7 +91,8 @@ def data() -> dict:
             kosmos2_tags=False,  # 1,030 more ids for grounding
         ),
         # Where each kind of data comes from. The paper's own corpora are not public; these have the same form.
-        # `share`: rows of every step by proportion, here millions of tokens [P]; `images_per_row`: room for them.
+        # `share`: rows of every step by proportion, here millions of tokens [P]; `per_row`: room for items of media;
+        # `augment`: how training changes them.
         sources=dict(
             text=dict(
                 kind="tfds",
@@ -94,7 +101,7 @@ def data() -> dict:
                 data_dir="",  # "" is TFDS's default
                 template="{text}",
                 share=0.5,
-                images_per_row=0,
+                per_row=dict(image=0),
             ),
             captions=dict(
                 kind="tfds",
@@ -103,8 +110,8 @@ def data() -> dict:
                 data_dir="",
                 template="{image}{caption}",  # [P] the image comes first
                 share=0.5,
-                images_per_row=24,  # a pair is 64 + 2 tokens, <s>, </s> and about 17 of caption
-                augment=no_change,
+                per_row=dict(image=24),  # a pair is 64 + 2 tokens, <s>, </s> and about 17 of caption
+                augment=dict(image=no_change),
             ),
             interleaved=dict(
                 kind="tfds",
@@ -113,8 +120,8 @@ def data() -> dict:
                 data_dir="",
                 interleaved=("images", "texts"),  # as in OBELICS: of each pair one is there
                 share=0.2,
-                images_per_row=18,  # [P] at most 5 in a document
-                augment=dict(no_change),  # a copy: one object in two places would change in both
+                per_row=dict(image=18),  # [P] at most 5 in a document
+                augment=dict(image=dict(no_change)),  # a copy: one object in two places would change in both
             ),
         ),
     )
@@ -141,7 +148,7 @@ def training() -> dict:
         max_nonfinite=10,  # [ours] skipped updates in a row before the run stops
         spike_factor=0.0,  # [ours] skip an update whose gradient is so many times the usual; 0: never
         # [P] all of CLIP but its last layer; [KG] that is the last block and ln_post.
-        frozen=("vision/trunk/.*", "vision/(class_token|positions|patch|ln_pre)(/.*)?"),
+        frozen=("image/encoder/trunk/.*", "image/encoder/(class_token|positions|patch|ln_pre)(/.*)?"),
         optimizer=dict(
             name="adamw",  # [P]
             learning_rate=2e-4,  # [P] at its peak, then linear to 0

@@ -48,7 +48,7 @@ def get_config(size: str):
     shape, config = SIZES[size], kosmos1.get_config()
     config.name = f"kosmos1_{size}"
     config.model.text.update(width=shape.width, layers=shape.layers, heads=shape.heads, ffn=4 * shape.width)
-    config.model.vision.update(shape.vision._asdict())
-    config.model.connector.heads = shape.heads
+    config.model.perception.image.encoder.update(shape.vision._asdict())
+    config.model.perception.image.connector.heads = shape.heads
     config.training.optimizer.learning_rate = shape.learning_rate
     return config

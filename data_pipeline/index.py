@@ -1,4 +1,4 @@
-"""What the planner must know of every document: its length, where it may be cut, how many images it has.
+"""What the planner must know of every document: its length, where it may be cut, how many items of media it has.
 
 Computed once by tokenising, cached on disk, read by memory map.
 """
@@ -18,7 +18,7 @@ import numpy as np
 
 from data_pipeline.documents import RecordError
 from data_pipeline.sources import Source
-from data_pipeline.tokenizer import Tokenizer
+from data_pipeline.tokenizer import Encoded, Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,10 +28,11 @@ class Index:
     Document i owns the entries first[i]:first[i + 1] of the flat arrays; none if its record could not be read.
 
     Attributes:
-      key: changes with the source, the tokenizer and Q.
+      key: changes with the source, the tokenizer and the modalities.
       first: int64[documents + 1].
       cuts: int32[entries], the document's legal cuts, the last one its length (see `tokenizer.Encoded`).
-      images: int32[entries], how many of the document's images lie before that cut.
+      items: int32[entries, K], how many of the document's items of each of the tokenizer's K modalities lie before that
+        cut.
       skipped: how many records could not be read, by kind.
       last_skipped: the name and the trouble of the last of them.
     """
@@ -39,7 +40,7 @@ class Index:
     key: str
     first: np.ndarray
     cuts: np.ndarray
-    images: np.ndarray
+    items: np.ndarray
     skipped: dict[str, int]
     last_skipped: str
 
@@ -47,28 +48,40 @@ class Index:
         return len(self.first) - 1
 
     def document(self, i: int) -> tuple[np.ndarray, np.ndarray]:
-        """The `cuts` and `images` of document i."""
+        """The `cuts` and `items` of document i."""
         span = slice(self.first[i], self.first[i + 1])
-        return self.cuts[span], self.images[span]
+        return self.cuts[span], self.items[span]
 
 
-def load_index(source: Source, tokenizer: Tokenizer, image_tokens: int, cache: Path, name: str) -> Index:
-    """The index of a source, from `cache` if it is there; otherwise every document is read and tokenised."""
-    key = f"{name}-{source.fingerprint}-{tokenizer.fingerprint}-{image_tokens}"
-    arrays, metadata = stored(cache / f"index-{key}", lambda: _build(source, tokenizer, image_tokens, name))
+def load_index(source: Source, tokenizer: Tokenizer, cache: Path, name: str) -> Index:
+    """The index of a source, from `cache` if it is there; otherwise every document is read and tokenised.
+
+    Args:
+      source: what to index.
+      tokenizer: with the modalities that documents may have.
+      cache: folder of indexes and row plans.
+      name: the source's, for progress and in the cache.
+
+    Raises:
+      DataError: a document has an item of a modality that the tokenizer does not have.
+    """
+    media = "".join(f"-{modality.name}{modality.tokens}" for modality in tokenizer.modalities)
+    key = f"{name}-{source.fingerprint}-{tokenizer.fingerprint}{media}"
+    arrays, metadata = stored(cache / f"index-{key}", lambda: _build(source, tokenizer, name))
     return Index(key, **arrays, **metadata)
 
 
-def _build(source: Source, tokenizer: Tokenizer, image_tokens: int, name: str) -> tuple[dict, dict]:
+def _build(source: Source, tokenizer: Tokenizer, name: str) -> tuple[dict, dict]:
     from tqdm import tqdm
 
-    first, cuts, images = array.array("q", [0]), array.array("i"), array.array("i")
+    names = [modality.name for modality in tokenizer.modalities]
+    first, cuts, items = array.array("q", [0]), array.array("i"), array.array("i")
     skipped, last = collections.Counter(), ""
     for i in tqdm(range(len(source)), f"indexing {name}", unit=" documents", delay=2, disable=None):
         try:
-            encoded = tokenizer.encode_document(source[i].segments, image_tokens)
+            encoded = tokenizer.encode_document(source[i].parts)
             cuts.extend(encoded.cuts.tolist())
-            images.extend(np.searchsorted(encoded.image_starts, encoded.cuts).tolist())
+            items.extend(_items_before(encoded, names).ravel().tolist())
         except RecordError as error:
             skipped[error.kind] += 1
             last = str(error)
@@ -76,9 +89,16 @@ def _build(source: Source, tokenizer: Tokenizer, image_tokens: int, name: str) -
     arrays = {
         "first": np.array(first, np.int64),
         "cuts": np.array(cuts, np.int32),
-        "images": np.array(images, np.int32),
+        "items": np.array(items, np.int32).reshape(len(cuts), len(names)),
     }
     return arrays, {"skipped": dict(skipped), "last_skipped": last}
+
+
+def _items_before(encoded: Encoded, names: list[str]) -> np.ndarray:
+    """int32[cuts, K]: how many items of each modality begin before each cut."""
+    of_kind = np.array([[part.kind == name for name in names] for part in encoded.media]).reshape(-1, len(names))
+    totals = np.concatenate([np.zeros((1, len(names)), np.int32), np.cumsum(of_kind, axis=0, dtype=np.int32)])
+    return totals[np.searchsorted(encoded.starts, encoded.cuts)]
 
 
 def stored(folder: Path, build: Callable[[], tuple[dict, dict]]) -> tuple[dict[str, np.ndarray], dict]:

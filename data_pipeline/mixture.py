@@ -9,42 +9,49 @@ import collections
 import dataclasses
 import hashlib
 import logging
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_pipeline import images as pixels
 from data_pipeline.documents import DataError, RecordError, RowError
 from data_pipeline.index import load_index
+from data_pipeline.media import DRAWS, host
 from data_pipeline.plan import Plan, load_plan
 from data_pipeline.rows import Piece, assemble
-from data_pipeline.shuffle import shuffled
+from data_pipeline.shuffle import philox, shuffled
 from data_pipeline.sources import Source, make_source
 from data_pipeline.tokenizer import Tokenizer
+from kosmos_jax.modality import Table, modalities
 
 log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Member:
-    """One source of the mixture with its plan and its share of a microbatch."""
+    """One source of the mixture with its plan and its share of a microbatch.
+
+    `per_row` is the room for items in a row and `augment` the options of their transform, by modality.
+    """
 
     source: Source
     plan: Plan
     rows: int
-    images_per_row: int
-    augment: dict[str, Any]
+    per_row: dict[str, int]
+    augment: dict[str, dict[str, Any]]
 
 
 class Mixture:
     """Rows of several sources in fixed shares.
 
     Attributes:
+      modalities: of the model, in order.
       names: the sources in the order in which `row_source` counts them: by name.
       rows: B, rows in a microbatch.
-      images: N, places in a microbatch's image buffer: the sum of its rows' `images_per_row`, raised to a multiple of
+      items: N, places for items in a microbatch, by modality: the sum of its rows' `per_row`, raised to a multiple of
         `data_shards` and at least one.
+      arrays: shapes and dtypes of a global batch, see `Layout`.
       row_source: int32[B], the source of each row; the sources are spread evenly over the rows.
       skipped: records that could not be read when the sources were indexed, or that their rows cannot hold, by
         "source/kind".
@@ -55,23 +62,31 @@ class Mixture:
     """
 
     def __init__(self, config: Any, tokenizer: Tokenizer, split: str, cache: str | Path, data_shards: int = 1):
-        """Args: config: the whole config. split: "train", "validation" or "test". data_shards: devices that split N."""
+        """Reads or makes the index and the row plan of every source.
+
+        Args:
+          config: the complete config.
+          tokenizer: with the model's modalities.
+          split: "train", "validation" or "test".
+          cache: folder of indexes and row plans.
+          data_shards: devices that split N.
+        """
         data, cache = config.data, Path(cache)
         self.config, self.tokenizer, self.split = config, tokenizer, split
-        self._seed, self._size, self._image_tokens = (
-            config.seed,
-            config.model.vision.image_size,
-            config.model.connector.tokens,
-        )
-        self._seq_len, self._isolate = data.seq_len, data.isolate_documents
+        self.modalities = {modality.name: modality for modality in tokenizer.modalities}
+        if tokenizer.modalities != modalities(config.model):
+            raise DataError(f"the tokenizer has {tokenizer.modalities}, the model {modalities(config.model)}")
+        self._seed, self._seq_len, self._isolate = config.seed, data.seq_len, data.isolate_documents
         self.microbatches = config.training.microbatches
-        self.names, self.rows, counts, self.images, self.shapes = batch_layout(config, data_shards)
+        self.names, self.rows, counts, self.items, self.arrays = batch_layout(config, data_shards)
+        self._table = Table(self.modalities.values(), self.items)
         self.skipped, self._members = collections.Counter(), []
         for name, count in zip(self.names, counts, strict=True):
             member = data.sources[name]
+            per_row = {kind: member.per_row.get(kind, 0) for kind in self.modalities}
             source = make_source(member, split)
-            index = load_index(source, tokenizer, self._image_tokens, cache, f"{name}-{split}")
-            plan = load_plan(index, data.seq_len, member.images_per_row, cache)
+            index = load_index(source, tokenizer, cache, f"{name}-{split}")
+            plan = load_plan(index, data.seq_len, list(per_row.values()), cache)
             skipped, last = dict(index.skipped), index.last_skipped
             if len(plan.skipped):
                 error = RowError(source[int(plan.skipped[-1])].where, plan.why)
@@ -83,41 +98,51 @@ class Mixture:
                 raise DataError(too_many_skipped(self.skipped, data.max_skipped, last))
             if not len(plan):
                 raise DataError(f"data.sources.{name}: no document in split {split!r}")
-            self._members.append(_Member(source, plan, count, member.images_per_row, dict(member.get("augment", {}))))
+            augment = {kind: dict(options) for kind, options in member.get("augment", {}).items()}
+            self._members.append(_Member(source, plan, count, per_row, augment))
 
         self.row_source = spread(counts)
-        places = np.array([member.images_per_row for member in self._members])[self.row_source]
-        self._image_first = np.concatenate([[0], np.cumsum(places)])
+        self._first_items = {}  # of each row and, last, of the row after them
+        for kind in self.modalities:
+            places = np.array([member.per_row[kind] for member in self._members])[self.row_source]
+            self._first_items[kind] = np.concatenate([[0], np.cumsum(places)])
         self._seen_before = [np.cumsum(self.row_source == s) - (self.row_source == s) for s in range(len(self.names))]
 
     @property
     def fingerprint(self) -> str:
         """Changes when a step's batch would: with the sources, the tokenizer, the packing or the shares."""
-        parts = [self.tokenizer.fingerprint, self._seed, self._isolate, self.microbatches]
-        parts += [(m.source.fingerprint, m.rows, m.images_per_row, sorted(m.augment.items())) for m in self._members]
-        parts += [m.plan.skipped.tolist() for m in self._members if len(m.plan.skipped)]
-        return hashlib.sha256(repr((parts, self._seq_len, self._image_tokens, self._size)).encode()).hexdigest()[:16]
+        parts = [self.tokenizer.fingerprint, self._seed, self._isolate, self.microbatches, self._seq_len]
+        parts += [tuple(self.modalities.values())]
+        for m in self._members:
+            augment = sorted((kind, sorted(options.items())) for kind, options in m.augment.items())
+            parts += [(m.source.fingerprint, m.rows, m.per_row, augment, m.plan.skipped.tolist())]
+        return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
     def summary(self) -> list[str]:
-        """A line for each source and one for the whole, for the log."""
+        """A line for each source and one for all together, for the log."""
         lines = []
         for name, m in zip(self.names, self._members, strict=True):
-            fills = f"text fill {m.plan.fill:.3f}" + (
-                f", image fill {m.plan.image_fill:.3f}" if m.images_per_row else ""
-            )
+            fills = [f"{kind} fill {fill:.3f}" for kind, fill in self._item_fill(m).items() if m.per_row[kind]]
             rows = f"{m.rows} of the {self.rows} rows of a microbatch, {len(m.plan):,} rows an epoch"
+            fills = ", ".join([f"text fill {m.plan.fill:.3f}", *fills])
             lines.append(f"{name}: {len(m.source):,} documents, {rows}, {fills}")
-        lines.append(f"all: text fill {self.plan_fill():.3f}, image fill {self.image_fill():.3f}")
+        fills = [f"{kind} fill {fill:.3f}" for kind, fill in self.item_fill().items()]
+        lines.append("all: " + ", ".join([f"text fill {self.plan_fill():.3f}", *fills]))
         return lines
 
     def plan_fill(self) -> float:
         """Share of text positions that hold a token, on average over the steps."""
         return float(np.average([m.plan.fill for m in self._members], weights=[m.rows for m in self._members]))
 
-    def image_fill(self) -> float:
-        """Share of the image buffer that holds an image, on average over the steps."""
-        used = sum(m.plan.image_fill * m.images_per_row * m.rows for m in self._members)
-        return float(used / self.images)
+    def item_fill(self) -> dict[str, float]:
+        """Share of the places for items that hold one, on average over the steps, by modality."""
+        used = collections.Counter()
+        for m in self._members:
+            used.update({kind: fill * m.per_row[kind] * m.rows for kind, fill in self._item_fill(m).items()})
+        return {kind: float(used[kind] / places) for kind, places in self.items.items()}
+
+    def _item_fill(self, member: _Member) -> dict[str, float]:
+        return dict(zip(self.modalities, member.plan.item_fill, strict=True))
 
     def epoch(self, step: int) -> dict[str, float]:
         """How often each source has been seen when step `step` begins."""
@@ -126,33 +151,42 @@ class Mixture:
             for name, member in zip(self.names, self._members, strict=True)
         }
 
-    def batch(self, step: int, rows: slice = slice(None), images: slice = slice(None)) -> tuple[dict, dict]:
+    def batch(
+        self, step: int, rows: slice = slice(None), items: Mapping[str, slice] | None = None
+    ) -> tuple[dict, dict]:
         """The batch of a step, or the part of it that one process holds.
 
         Args:
           step: from 0.
           rows: which of the B rows of every microbatch.
-          images: which of the N image places of every microbatch.
+          items: which of the N places for items of every microbatch, by modality; all of one that is not named.
 
         Returns:
           arrays: int32[A, rows, T] tokens, targets, segment_ids, positions, slots; int32[A, rows] row_source;
-            uint8[A, images, H, W, 3] images.
-          stats: text_fill and image_fill of this part, and `skipped`: a list of (source, kind, where, message).
+            media: by modality [A, items, *shape].
+          stats: text_fill and item_fill of this part, and `skipped`: a list of (source, kind, where, message).
         """
-        rows, images = range(self.rows)[rows], range(self.images)[images]
-        buffer = np.zeros((self.microbatches, len(images), self._size, self._size, 3), np.uint8)
-        parts, skipped, used = collections.defaultdict(list), [], 0
+        rows = range(self.rows)[rows]
+        here = {kind: range(n)[(items or {}).get(kind, slice(None))] for kind, n in self.items.items()}
+        media = {
+            kind: np.zeros((self.microbatches, len(here[kind]), *modality.shape), modality.dtype)
+            for kind, modality in self.modalities.items()
+        }
+        parts, skipped, used = collections.defaultdict(list), [], dict.fromkeys(here, 0)
         for a in range(self.microbatches):
             for row in range(self.rows):
-                first, stop = int(self._image_first[row]), int(self._image_first[row + 1])
-                shown = range(max(first, images.start), min(stop, images.stop))
-                if row not in rows and not shown:
+                shown = {
+                    kind: _overlap(self._first_items[kind][row : row + 2], places) for kind, places in here.items()
+                }
+                if row not in rows and not any(shown.values()):
                     continue
-                arrays, row_images, troubles = self._row(step, a, row)
-                for place in shown:
-                    if place - first < len(row_images):
-                        buffer[a, place - images.start] = row_images[place - first]
-                        used += 1
+                arrays, row_media, troubles = self._row(step, a, row)
+                for kind, places in shown.items():
+                    for place, item in zip(
+                        places, row_media[kind][places.start - self._first_items[kind][row] :], strict=False
+                    ):
+                        media[kind][a, place - here[kind].start] = item
+                        used[kind] += 1
                 if row in rows:
                     skipped += troubles
                     for name, value in arrays.items():
@@ -160,48 +194,62 @@ class Mixture:
         shape = (self.microbatches, len(rows), -1)
         arrays = {name: np.stack(values).reshape(shape) for name, values in parts.items()}
         arrays["row_source"] = np.tile(self.row_source[rows.start : rows.stop], (self.microbatches, 1))
-        arrays["images"] = buffer
+        arrays["media"] = media
         stats = {
             "text_fill": float((arrays["segment_ids"] > 0).mean()),
-            "image_fill": used / max(1, buffer.shape[0] * buffer.shape[1]),
+            "item_fill": {kind: n / max(1, self.microbatches * len(here[kind])) for kind, n in used.items()},
             "skipped": skipped,
         }
         return arrays, stats
 
-    def _row(self, step: int, a: int, row: int) -> tuple[dict, list[np.ndarray], list]:
-        """Row `row` of microbatch `a`: its arrays, all its images, and the records in it that could not be read."""
+    def _row(self, step: int, a: int, row: int) -> tuple[dict, dict[str, list[np.ndarray]], list]:
+        """Row `row` of microbatch `a`: its arrays, all its items, and the records in it that could not be read."""
         s = int(self.row_source[row])
         member, name = self._members[s], self.names[s]
         draw = (step * self.microbatches + a) * member.rows + int(self._seen_before[s][row])
         epoch, i = divmod(draw, len(member.plan))
         planned = shuffled(i, len(member.plan), (self._seed, s, epoch))
-        pieces, row_images, troubles = [], [], []
-        draws = pixels.philox((self._seed, s, draw)).random((member.images_per_row, 4))
+        pieces, row_media, troubles = [], {kind: [] for kind in self.modalities}, []
+        draws = iter(philox((self._seed, s, draw)).random((sum(member.per_row.values()), DRAWS)))
         for document, start, stop in member.plan.row(planned):
             try:
-                piece, piece_images = self._piece(member, document, start, stop, draws[len(row_images) :])
+                piece, items = self._piece(member, document, start, stop, draws)
                 pieces.append(piece)
-                row_images += piece_images
+                for kind, item in items:
+                    row_media[kind].append(item)
             except RecordError as error:
                 pieces.append(None)
                 troubles.append((name, error.kind, error.where, str(error)))
-        first_image = int(self._image_first[row])
-        arrays = assemble(pieces, self._seq_len, self.tokenizer, self._image_tokens, self._isolate, first_image)
-        return arrays, row_images, troubles
+        first_items = {kind: int(first[row]) for kind, first in self._first_items.items()}
+        arrays = assemble(pieces, self._seq_len, self.tokenizer, self._table, self._isolate, first_items)
+        return arrays, row_media, troubles
 
-    def _piece(self, member: _Member, i: int, start: int, stop: int, draws: np.ndarray):
+    def _piece(self, member: _Member, i: int, start: int, stop: int, draws: Iterator[np.ndarray]):
         document = member.source[i]
-        encoded = self.tokenizer.encode_document(document.segments, self._image_tokens)
-        piece = Piece(encoded, start, stop)
-        if stop > len(encoded.tokens):
+        piece = Piece(self.tokenizer.encode_document(document.parts), start, stop)
+        if stop > len(piece.encoded.tokens):
             raise RecordError(document.where, "is shorter than when it was indexed: remove the cache directory")
-        decoded = [pixels.decode(encoded.images[n], f"{document.where} image {n}") for n in piece.images]
+        items = zip(piece.items, piece.media, strict=True)
+        decoded = [(kind, host(kind).decode(data, f"{document.where} {kind} {n}")) for n, (kind, data) in items]
         if self.split != "train":
-            return piece, [pixels.squash(image, self._size) for image in decoded]
+            return piece, [(kind, host(kind).item(item, self.modalities[kind].shape)) for kind, item in decoded]
         return piece, [
-            pixels.augmented(image, self._size, draw, **member.augment)
-            for image, draw in zip(decoded, draws, strict=False)
+            (kind, host(kind).item(item, self.modalities[kind].shape, next(draws), **member.augment.get(kind, {})))
+            for kind, item in decoded
         ]
+
+
+def _overlap(bounds: np.ndarray, places: range) -> range:
+    """Of the places from bounds[0] up to bounds[1], those that are among `places`; an empty range has length 0."""
+    return range(max(int(bounds[0]), places.start), min(int(bounds[1]), places.stop))
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """Shape and dtype of an array that is not there yet."""
+
+    shape: tuple[int, ...]
+    dtype: str
 
 
 class Layout(NamedTuple):
@@ -211,33 +259,36 @@ class Layout(NamedTuple):
       names: the sources, by name.
       rows: of a microbatch.
       counts: rows of each source in a microbatch.
-      images: places for images in a microbatch, a multiple of the data shards.
-      shapes: of the arrays of a global batch.
+      items: places for items in a microbatch, a multiple of the data shards, by modality.
+      arrays: a `Spec` for each array of a global batch, those of items one level deeper: {"media": {"image": ...}}.
     """
 
     names: tuple[str, ...]
     rows: int
     counts: list[int]
-    images: int
-    shapes: dict[str, tuple[int, ...]]
+    items: dict[str, int]
+    arrays: dict[str, Any]
 
 
 def batch_layout(config: Any, data_shards: int = 1) -> Layout:
-    """The layout of the batches of a whole config; nothing is opened.
+    """The layout of the batches of a complete config; nothing is opened.
 
     Raises:
       DataError: rows cannot be divided over microbatches and devices, or a source gets none.
     """
-    sources, size = config.data.sources, config.model.vision.image_size
-    microbatches, names = config.training.microbatches, tuple(sorted(sources))
+    sources, microbatches = config.data.sources, config.training.microbatches
+    names = tuple(sorted(sources))
     rows = _microbatch_rows(config.data.batch_rows, microbatches, data_shards)
     counts = row_counts({name: sources[name].share for name in names}, rows, microbatches)
-    places = sum(count * sources[name].images_per_row for name, count in zip(names, counts, strict=True))
-    images = -(-max(1, places) // data_shards) * data_shards
-    text = ("tokens", "targets", "segment_ids", "positions", "slots")
-    shapes = dict.fromkeys(text, (microbatches, rows, config.data.seq_len))
-    shapes |= {"row_source": (microbatches, rows), "images": (microbatches, images, size, size, 3)}
-    return Layout(names, rows, counts, images, shapes)
+    items, media = {}, {}
+    for modality in modalities(config.model):
+        places = sum(n * sources[name].per_row.get(modality.name, 0) for name, n in zip(names, counts, strict=True))
+        items[modality.name] = -(-max(1, places) // data_shards) * data_shards
+        media[modality.name] = Spec((microbatches, items[modality.name], *modality.shape), modality.dtype)
+    text = Spec((microbatches, rows, config.data.seq_len), "int32")
+    arrays = dict.fromkeys(("tokens", "targets", "segment_ids", "positions", "slots"), text)
+    arrays |= {"row_source": Spec((microbatches, rows), "int32"), "media": media}
+    return Layout(names, rows, counts, items, arrays)
 
 
 def _microbatch_rows(batch_rows: int, microbatches: int, data_shards: int) -> int:

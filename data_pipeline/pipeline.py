@@ -8,21 +8,20 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from data_pipeline.documents import DataError, RecordError
+from data_pipeline.documents import DataError, RecordError, Text
 from data_pipeline.mixture import Mixture, too_many_skipped
 from data_pipeline.sources import make_source
 from data_pipeline.tensorflow_alone import tensorflow
 from data_pipeline.tokenizer import Tokenizer
+from kosmos_jax.modality import modalities
 
 log = logging.getLogger(__name__)
-TEXT_ARRAYS = ("tokens", "targets", "segment_ids", "positions", "slots", "row_source")
-DTYPES = dict.fromkeys(TEXT_ARRAYS, np.int32) | {"images": np.uint8}
 TRAINING_CHARACTERS = 20_000_000
 
 
@@ -31,7 +30,7 @@ def batches(
     first_step: int,
     last_step: int | None = None,
     rows: slice = slice(None),
-    images: slice = slice(None),
+    items: Mapping[str, slice] | None = None,
 ) -> Iterator[tuple[int, dict[str, np.ndarray], dict[str, Any]]]:
     """Yields (step, arrays, stats) for first_step, first_step + 1, ... up to but without last_step.
 
@@ -39,15 +38,17 @@ def batches(
     `data.decode_threads` steps are read at the same time and `data.prefetch` more wait; the order is kept.
 
     Args:
-      rows, images: the part of each microbatch that this process holds, see `Mixture.batch`.
+      mixture: what is in them.
+      first_step, last_step: the steps; without a last one there is no end.
+      rows, items: the part of each microbatch that this process holds, see `Mixture.batch`.
 
     Yields:
-      stats: text_fill, image_fill, and skipped: how many documents of this batch were blanked, by "source/kind".
+      stats: text_fill, item_fill, and skipped: how many documents of this batch were blanked, by "source/kind".
 
     Raises:
       DataError: more than `data.max_skipped` different records could not be read.
     """
-    stream = _batches(mixture, first_step, last_step, rows, images)
+    stream = _batches(mixture, first_step, last_step, rows, items)
     _unfinished.add(stream)
     return stream
 
@@ -68,20 +69,21 @@ def _close_unfinished():
                 time.sleep(0.01)
 
 
-def _batches(mixture, first_step, last_step, rows, images):
+def _batches(mixture, first_step, last_step, rows, items):
     tf = tensorflow()
     data, failures = mixture.config.data, {}
+    specs = tf.nest.flatten(mixture.arrays)
 
     def load(step: np.int64):
         # A Python error inside a graph would reach the user as a page of TensorFlow; it is carried round it instead.
         try:
-            arrays, stats = mixture.batch(int(step), rows, images)
+            arrays, stats = mixture.batch(int(step), rows, items)
         except Exception as error:
             failures[int(step)] = error
-            arrays, stats = {name: np.zeros(0, dtype) for name, dtype in DTYPES.items()}, {}
-        return [np.int64(step), json.dumps(stats), *(arrays[name] for name in DTYPES)]
+            return [np.int64(step), "", *(np.zeros(0, spec.dtype) for spec in specs)]
+        return [np.int64(step), json.dumps(stats), *tf.nest.flatten(arrays)]
 
-    types = [tf.int64, tf.string, *(tf.as_dtype(dtype) for dtype in DTYPES.values())]
+    types = [tf.int64, tf.string, *(tf.as_dtype(spec.dtype) for spec in specs)]
     stop = np.iinfo(np.int64).max if last_step is None else last_step
     dataset = tf.data.Dataset.range(first_step, stop)
     dataset = dataset.map(
@@ -109,7 +111,7 @@ def _batches(mixture, first_step, last_step, rows, images):
         total = mixture.skipped + collections.Counter(bad.values())
         if total.total() > data.max_skipped:
             raise DataError(too_many_skipped(total, data.max_skipped, last))
-        yield int(step), dict(zip(DTYPES, values, strict=True)), stats
+        yield int(step), tf.nest.pack_sequence_as(mixture.arrays, values), stats
 
 
 def make_tokenizer(config: Any, cache: str | Path) -> Tokenizer:
@@ -117,9 +119,9 @@ def make_tokenizer(config: Any, cache: str | Path) -> Tokenizer:
 
     A trained one is kept in `cache`, under what it was trained on.
     """
-    settings, sources = config.data.tokenizer, config.data.sources
+    settings, sources, found = config.data.tokenizer, config.data.sources, modalities(config.model)
     if settings.path:
-        return Tokenizer.load(settings.path, settings.kosmos2_tags)
+        return Tokenizer.load(settings.path, settings.kosmos2_tags, found)
     opened = [make_source(sources[name], "train") for name in sorted(sources)]
     key = "-".join(["tokenizer", str(settings.vocab_size), *(source.fingerprint for source in opened)])
     file = Path(cache) / f"{key}.model"
@@ -130,7 +132,7 @@ def make_tokenizer(config: Any, cache: str | Path) -> Tokenizer:
         temporary = file.with_suffix(f".{os.getpid()}")
         trained.save(temporary)
         os.replace(temporary, file)
-    return Tokenizer.load(file, settings.kosmos2_tags)
+    return Tokenizer.load(file, settings.kosmos2_tags, found)
 
 
 def _texts(source) -> Iterator[str]:
@@ -141,9 +143,9 @@ def _texts(source) -> Iterator[str]:
             document = source[i]
         except RecordError:
             continue  # counted and named when the source is indexed
-        for segment in document.segments:
-            if isinstance(segment, str):
-                yield segment
-                characters += len(segment)
+        for part in document.parts:
+            if isinstance(part, Text):
+                yield part.text
+                characters += len(part.text)
         if characters > TRAINING_CHARACTERS:
             return

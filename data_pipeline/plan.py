@@ -1,17 +1,18 @@
 """The row plan: which piece of which document stands in which row of a source, for a whole epoch.
 
-Made once for (index, seq_len, images_per_row) and cached on disk: packing needs no look-ahead at run time, loses
+Made once for (index, seq_len, items per row) and cached on disk: packing needs no look-ahead at run time, loses
 nothing, and any row is found at once.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from data_pipeline.documents import RowError
 from data_pipeline.index import Index, stored
-from data_pipeline.packing import ROWS_AN_IMAGE, Packer
+from data_pipeline.packing import ROWS_AN_ITEM, Packer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Plan:
       first: int64[rows + 1]; row r holds the pieces first[r]:first[r + 1], in order.
       pieces: int64[pieces, 3]: document, start, stop; token offsets in the document's body.
       fill: share of text positions that hold a token, <s> and </s> included.
-      image_fill: share of the rows' image places used; 1 for a source without any.
+      item_fill: share of the rows' places for items used, for each modality of the index; 1 where there are none.
       skipped: int64[], the documents that the rows cannot hold.
       why: of the last of them.
     """
@@ -30,7 +31,7 @@ class Plan:
     first: np.ndarray
     pieces: np.ndarray
     fill: float
-    image_fill: float
+    item_fill: list[float]
     skipped: np.ndarray
     why: str
 
@@ -41,23 +42,30 @@ class Plan:
         return [tuple(piece) for piece in self.pieces[self.first[r] : self.first[r + 1]].tolist()]
 
 
-def load_plan(index: Index, seq_len: int, images_per_row: int, cache: Path) -> Plan:
-    """The row plan of an index, from `cache` if it is there."""
+def load_plan(index: Index, seq_len: int, per_row: Sequence[int], cache: Path) -> Plan:
+    """The row plan of an index, from `cache` if it is there.
+
+    Args:
+      index: the documents' lengths and items.
+      seq_len: T.
+      per_row: places for items in a row, for each modality of the index.
+      cache: folder of indexes and row plans.
+    """
+    limits = "-".join(map(str, per_row))
     arrays, metadata = stored(
-        cache / f"plan-{index.key}-{seq_len}-{images_per_row}-{ROWS_AN_IMAGE}",
-        lambda: _build(index, seq_len, images_per_row),
+        cache / f"plan-{index.key}-{seq_len}-{limits}-{ROWS_AN_ITEM}", lambda: _build(index, seq_len, per_row)
     )
     return Plan(**arrays, **metadata)
 
 
-def _build(index: Index, seq_len: int, images_per_row: int) -> tuple[dict, dict]:
-    packer, skipped, why = Packer(seq_len, images_per_row), [], ""
+def _build(index: Index, seq_len: int, per_row: Sequence[int]) -> tuple[dict, dict]:
+    packer, skipped, why = Packer(seq_len, per_row), [], ""
     # Shuffled once for all, so that neighbours in a file (the pages of one site) do not share rows in every epoch.
     for document in np.random.Generator(np.random.Philox(key=0)).permutation(len(index)):
-        cuts, images = index.document(document)
+        cuts, items = index.document(document)
         try:
             if len(cuts):
-                packer.add(int(document), cuts, images)
+                packer.add(int(document), cuts, items)
         except RowError as error:
             skipped.append(document)
             why = error.why
@@ -67,10 +75,11 @@ def _build(index: Index, seq_len: int, images_per_row: int) -> tuple[dict, dict]
         "pieces": np.array([piece for row in rows for piece in row.pieces], np.int64).reshape(-1, 3),
         "skipped": np.array(skipped, np.int64),
     }
-    empty, places = sum(row.room for row in rows), images_per_row * len(rows)
+    empty, places = sum(row.room for row in rows), np.array(per_row) * len(rows)
+    free = sum((row.item_room for row in rows), np.zeros_like(places))
     metadata = {
         "fill": 1 - empty / max(1, seq_len * len(rows)),
-        "image_fill": 1 - sum(row.image_room for row in rows) / places if places else 1.0,
+        "item_fill": (1 - free / np.maximum(places, 1)).tolist(),
         "why": why,
     }
     return arrays, metadata

@@ -38,3 +38,12 @@ def _mixed(x: int) -> int:
     x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & MASK
     x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & MASK
     return x ^ (x >> 31)
+
+
+def philox(seed: tuple[int, ...]) -> np.random.Generator:
+    """A random stream of its own for every tuple of up to six integers (the first two the key, the rest the counter).
+
+    The counter's lowest word is left to the stream itself, so streams never run into each other.
+    """
+    words = [*seed, *(0 for _ in range(5 - len(seed)))]
+    return np.random.Generator(np.random.Philox(key=words[:2], counter=[0, *words[2:5]]))

@@ -18,13 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipeline.documents import DataError
+from data_pipeline.documents import DataError, Media, Text
+from kosmos_jax.modality import BOS, EOS, FIRST_PIECE, PAD, UNK, Modality, all_tags
 
-TAGS = ("<mask>", "</doc>", "<image>", "</image>", "</chunk>", "</line>")
-KOSMOS2_TAGS = (
-    *("<phrase>", "</phrase>", "<object>", "</object>", "</delimiter_of_multi_objects/>", "<grounding>"),
-    *(f"<patch_index_{i:04d}>" for i in range(1024)),
-)
 REPEATS = 64
 # Only what SentencePiece's normaliser makes a space of too: a cut elsewhere would change ids.
 SENTENCE_END = re.compile(r"[.!?]['\"”’)\]]*[ \t]+(?=[^\s])")
@@ -34,56 +30,74 @@ SENTENCE_END = re.compile(r"[.!?]['\"”’)\]]*[ \t]+(?=[^\s])")
 class Encoded:
     """The body of a document: no <s>, no </s>.
 
-    An image is `<image>`, then Q slots that repeat the id of `<image>`, then `</image>`.
+    An image is `<image>`, then Q slots that repeat the id of `<image>`, then `</image>`; other media likewise.
 
     Attributes:
       tokens: int32[n].
-      images: encoded image files, in order.
-      image_starts: int32[images], the offset of each image's first slot.
+      learned: bool[n + 1], which of them, and of </s> after them, the model learns to write: supervised text.
+      media: the items, in order.
+      starts: int32[items], the offset of each item's first slot.
       cuts: int32[c], rising, the last one is n: where the document may be split over rows; after a sentence (and the
-        </line> that ends it), before and after an image, never inside one.
+        </line> that ends it), before and after an item, never inside one.
     """
 
     tokens: np.ndarray
-    images: tuple[bytes, ...]
-    image_starts: np.ndarray
+    learned: np.ndarray
+    media: tuple[Media, ...]
+    starts: np.ndarray
     cuts: np.ndarray
 
 
 class Tokenizer:
-    """A SentencePiece model with the tags of KOSMOS-1 after its pieces."""
+    """A SentencePiece model with the tags of KOSMOS-1, and those of other modalities, after its pieces.
 
-    bos, pad, eos, unk = 0, 1, 2, 3
+    Attributes:
+      modalities: those that documents may have.
+      size: of the vocabulary.
+      tag_ids: the id of each tag; `mask`, the first of them, and `line` stand beside.
+      model_bytes: the SentencePiece model.
+      fingerprint: changes when ids do.
+    """
 
-    def __init__(self, model_bytes: bytes, kosmos2_tags: bool = False):
+    bos, pad, eos, unk = BOS, PAD, EOS, UNK
+
+    def __init__(self, model_bytes: bytes, kosmos2_tags: bool = False, modalities: Sequence[Modality] = ()):
+        """Args: kosmos2_tags: 1,030 more, for grounding. modalities: those that documents may have."""
         import sentencepiece
 
         self._pieces = sentencepiece.SentencePieceProcessor(model_proto=model_bytes)
         found = (self._pieces.unk_id(), self._pieces.bos_id(), self._pieces.eos_id())
         if found != (0, 1, 2):
             raise DataError(f"a SentencePiece model with unk, bos, eos = 0, 1, 2 is needed; this one has {found}")
-        self.model_bytes = model_bytes
-        self.tags = TAGS + (KOSMOS2_TAGS if kosmos2_tags else ())
+        self.model_bytes, self.modalities = model_bytes, tuple(modalities)
+        self.tags = all_tags(modalities, kosmos2_tags)
         self._first_tag = self._pieces.get_piece_size() + 1
-        self.mask, self.doc, self.image, self.image_end, self.chunk, self.line = (
-            self._first_tag + i for i in range(len(TAGS))
-        )
+        self.tag_ids = ids = {tag: self._first_tag + i for i, tag in enumerate(self.tags)}
+        self.mask, self.line = ids["<mask>"], ids["</line>"]
+        # What stands for an item: its opening tag, a slot for each vector, its closing tag.
+        self._spans = {m.name: [ids[m.tags[0]]] * (1 + m.tokens) + [ids[m.tags[1]]] for m in modalities}
         self.size = self._first_tag + len(self.tags)
-        self.fingerprint = hashlib.sha256(model_bytes + bytes([kosmos2_tags])).hexdigest()[:16]
+        self.fingerprint = hashlib.sha256(model_bytes + repr(self.tags).encode()).hexdigest()[:16]
 
     @classmethod
-    def load(cls, path: str | Path, kosmos2_tags: bool = False) -> "Tokenizer":
-        """Reads a SentencePiece model file, such as the published `sentencepiece.bpe.model`."""
+    def load(cls, path: str | Path, kosmos2_tags: bool = False, modalities: Sequence[Modality] = ()) -> "Tokenizer":
+        """Reads a SentencePiece model file, such as the published `sentencepiece.bpe.model`; see `__init__`."""
         path = Path(path)
         if not path.is_file():
             raise DataError(f"data.tokenizer.path: {path} does not exist; leave it empty to train a tokenizer")
         try:
-            return cls(path.read_bytes(), kosmos2_tags)
+            return cls(path.read_bytes(), kosmos2_tags, modalities)
         except RuntimeError as error:
             raise DataError(f"{path} is no SentencePiece model") from error
 
     @classmethod
-    def train(cls, texts: Iterable[str], vocab_size: int, kosmos2_tags: bool = False) -> "Tokenizer":
+    def train(
+        cls,
+        texts: Iterable[str],
+        vocab_size: int,
+        kosmos2_tags: bool = False,
+        modalities: Sequence[Modality] = (),
+    ) -> "Tokenizer":
         """Trains a unigram model as the published one (nmt_nfkc, no byte fallback) on the lines of `texts`.
 
         One thread and a fixed order: the same texts give the same bytes. A line counts at most `REPEATS` times, so that
@@ -111,14 +125,14 @@ class Tokenizer:
             raise DataError(
                 f"data.tokenizer.vocab_size={vocab_size} cannot be trained on {len(counts)} distinct lines: {error}"
             ) from error
-        return cls(model.getvalue(), kosmos2_tags)
+        return cls(model.getvalue(), kosmos2_tags, modalities)
 
     def save(self, path: str | Path):
         Path(path).write_bytes(self.model_bytes)
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text; its lines are joined by </line>, empty ones dropped."""
-        return self.encode_document((text,), image_tokens=0).tokens.tolist()
+        return self.encode_document((Text(text),)).tokens.tolist()
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids: </line> is a newline and every other tag nothing."""
@@ -134,50 +148,57 @@ class Tokenizer:
         """The written form of one id, for people who look at batches."""
         if i >= self._first_tag:
             return self.tags[i - self._first_tag]
-        return ("<s>", "<pad>", "</s>", "<unk>")[i] if i < 4 else self._pieces.id_to_piece(i - 1)
+        return ("<s>", "<pad>", "</s>", "<unk>")[i] if i < FIRST_PIECE else self._pieces.id_to_piece(i - 1)
 
-    def encode_document(self, segments: Sequence[str | bytes], image_tokens: int) -> Encoded:
-        """Encodes text and images in reading order.
+    def encode_document(self, parts: Sequence[Text | Media]) -> Encoded:
+        """Encodes text and media in reading order.
 
         As in the released text loader, a text is cut in lines, empty ones are dropped, and </line> ends every line but
         the document's last. A line is encoded sentence by sentence; since pieces never span a space this changes no id.
 
-        Args:
-          segments: str is text, bytes an encoded image.
-          image_tokens: Q, the number of slots of an image.
+        Raises:
+          DataError: an item of a modality that this tokenizer does not have.
         """
-        tokens, cuts, images, image_starts = [], [], [], []
-        image_ids = [self.image] * (1 + image_tokens) + [self.image_end]
-        line_ended = after_image = False
+        tokens, learned, cuts, media, starts = [], [], [], [], []
+        supervised = True  # whether the latest text is learned: its </line> and </s> are then, too
+        line_ended = after_item = False
+
+        def put(ids, are_learned):
+            tokens.extend(ids)
+            learned.extend([are_learned] * len(ids))
 
         def end_line():
-            # </line> stays with its sentence. After an image it stands alone: images keep their exact length.
+            # </line> stays with its sentence. After an item it stands alone: items keep their exact length.
             if line_ended and tokens:
-                tokens.append(self.line)
-                if after_image:
+                put([self.line], supervised)
+                if after_item:
                     cuts.append(len(tokens))
                 else:
                     cuts[-1] = len(tokens)
 
-        for segment in segments:
-            if isinstance(segment, bytes):
+        for part in parts:
+            if isinstance(part, Media):
+                if part.kind not in self._spans:
+                    known = ", ".join(self._spans) or "text alone"
+                    raise DataError(f"a document has an item of {part.kind!r}; config.model.perception has {known}")
                 end_line()
-                images.append(segment)
-                image_starts.append(len(tokens) + 1)
-                tokens += image_ids
+                media.append(part)
+                starts.append(len(tokens) + 1)
+                put(self._spans[part.kind], False)
                 cuts.append(len(tokens))
-                line_ended, after_image = False, True
+                line_ended, after_item = False, True
                 continue
-            for i, line in enumerate(segment.split("\n")):
+            for i, line in enumerate(part.text.split("\n")):
                 line_ended |= i > 0
                 for ids in self._sentences(line):
                     end_line()
-                    tokens += ids
+                    supervised = part.supervised
+                    put(ids, supervised)
                     cuts.append(len(tokens))
-                    line_ended = after_image = False
-        return Encoded(
-            np.array(tokens, np.int32), tuple(images), np.array(image_starts, np.int32), np.array(cuts, np.int32)
-        )
+                    line_ended = after_item = False
+        learned.append(supervised)
+        starts, cuts = (np.array(values, np.int32) for values in (starts, cuts))
+        return Encoded(np.array(tokens, np.int32), np.array(learned, bool), tuple(media), starts, cuts)
 
     def _sentences(self, line: str) -> list[list[int]]:
         """Ids of each sentence of a line; a sentence of which the normaliser leaves nothing is dropped."""

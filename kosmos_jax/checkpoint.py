@@ -26,7 +26,8 @@ from data_pipeline.tokenizer import Tokenizer
 from kosmos_jax.checksums import checksums, names
 from kosmos_jax.config import from_json, to_json
 from kosmos_jax.errors import UserError, from_os, refuse_address
-from kosmos_jax.model import STACKS, abstract_model
+from kosmos_jax.modality import modalities
+from kosmos_jax.model import abstract_model, stacks
 
 ITEMS = ("params", "average", "training", "run")
 COMMITTED = "commit_success.txt"
@@ -77,9 +78,10 @@ def _described(config, tokenizer, arrays: dict[str, dict]) -> dict:
     }
 
 
-def _weights(params) -> ocp.args.StandardSave:
+def _weights(config, params) -> ocp.args.StandardSave:
     """Every layer of a stack is a piece by itself, which export then reads alone."""
-    axes = {path: (0,) if path.startswith(STACKS) else () for path in params}
+    stacked = tuple(f"{path}/" for path in stacks(config.model))
+    axes = {path: (0,) if path.startswith(stacked) else () for path in params}
     return ocp.args.StandardSave(params, {path: ocp.SaveArgs(shard_axes=axes[path]) for path in params})
 
 
@@ -91,7 +93,7 @@ def save(manager, state, config, tokenizer, data_state: dict) -> None:
     """
     arrays = items(state)
     run = {"arrays": shapes_of(arrays), "data": data_state, **_described(config, tokenizer, arrays)}
-    args = {item: _weights(tree) for item, tree in arrays.items() if item != "training"}
+    args = {item: _weights(config, tree) for item, tree in arrays.items() if item != "training"}
     args |= {"training": ocp.args.StandardSave(arrays["training"]), "run": ocp.args.JsonSave(run)}
     manager.save(int(state.step), args=ocp.args.Composite(**args), force=True)
 
@@ -100,7 +102,7 @@ def save_weights(workdir, params, config, tokenizer) -> None:
     """A checkpoint of weights alone, as step 0: inference, export and `init.checkpoint` take it."""
     run = _described(config, tokenizer, {"params": params})
     with make_manager(workdir) as manager:
-        manager.save(0, args=ocp.args.Composite(params=_weights(params), run=ocp.args.JsonSave(run)))
+        manager.save(0, args=ocp.args.Composite(params=_weights(config, params), run=ocp.args.JsonSave(run)))
 
 
 def read_run(folder: Path) -> dict:
@@ -238,7 +240,8 @@ def read_record(path) -> Record:
     with reading(directory):
         run = read_run(directory)
         config = from_json(run["config"])
-        tokenizer = Tokenizer(base64.b64decode(run["tokenizer"]), kosmos2_tags=config.data.tokenizer.kosmos2_tags)
+        tags, found = config.data.tokenizer.kosmos2_tags, modalities(config.model)
+        tokenizer = Tokenizer(base64.b64decode(run["tokenizer"]), tags, found)
         step = run.get("data", {}).get("next_step", 0)
         return Record(config, tokenizer, step, directory, run["checksums"])
 

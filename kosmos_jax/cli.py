@@ -80,7 +80,11 @@ def _generate_arguments(parser):
     add = parser.add_argument
     add("--checkpoint", required=True, metavar="DIR", help="a workdir, its checkpoints/, or one step's folder")
     add(
-        "--prompt", required=True, action="append", metavar="TEXT", help="text with <image:PATH> in it; may be repeated"
+        "--prompt",
+        required=True,
+        action="append",
+        metavar="TEXT",
+        help="text with <image:PATH> or <audio:PATH> in it; may be repeated",
     )
     add("--max-new-tokens", type=int, default=64, metavar="N", help="default: 64")
     add("--beams", type=int, default=1, metavar="N", help="width of the beam search; default: 1, none")
@@ -130,7 +134,7 @@ def _export_arguments(parser):
     add(
         "--to",
         required=True,
-        choices=("hf-kosmos2", "hf-remote-code", "torch", "torchscale"),
+        choices=("hf-kosmos2", "hf-remote-code", "torch"),
         help="see docs/pytorch.md",
     )
     add("--out", required=True, metavar="DIR", help="a new folder")
@@ -147,7 +151,7 @@ def _import(args) -> int:
 
 def _import_arguments(parser):
     add = parser.add_argument
-    kinds = ("hf-kosmos2", "unilm", "clip", "hf-remote-code", "torch")
+    kinds = ("hf-kosmos2", "clip", "hf-remote-code", "torch")
     add("--from", required=True, choices=kinds, dest="kind", help="see docs/pytorch.md")
     add("--source", required=True, metavar="PATH", help="a file of weights, or a folder with them")
     add("--out", required=True, metavar="DIR", help="a new workdir")
@@ -213,7 +217,7 @@ class Verb(NamedTuple):
 VERBS = {
     "train": Verb("train a model, or resume a run that was stopped", _train_arguments, _train, has_config=True),
     "report": Verb("print where the time of a run went", _report_arguments, _report),
-    "generate": Verb("continue prompts of text and images", _generate_arguments, _generate),
+    "generate": Verb("continue prompts of text and media", _generate_arguments, _generate),
     "eval": Verb("measure a checkpoint on held-out data", _evaluate_arguments, _evaluate, has_config=True),
     "export": Verb("write a checkpoint for PyTorch", _export_arguments, _export),
     "verify": Verb("check that a checkpoint is what was written", _verify_arguments, _verify),

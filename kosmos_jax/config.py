@@ -10,7 +10,8 @@ from pathlib import Path
 
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from kosmos_jax.config_checks import ConfigError, dotted_keys, flat, nearest_key, validate
+from kosmos_jax.checks import nearest_key
+from kosmos_jax.config_checks import ConfigError, dotted_keys, flat, validate
 
 __all__ = ["ConfigError", "apply_overrides", "from_json", "load_config", "to_json", "validate"]
 

@@ -85,7 +85,7 @@ def test_no_arguments_show_the_help(capsys):
     with pytest.raises(SystemExit) as caught:
         cli.main([])
     assert caught.value.code == 2
-    assert "continue prompts of text and images" in capsys.readouterr().out
+    assert "continue prompts of text and media" in capsys.readouterr().out
 
 
 def test_overrides_keep_their_order_and_their_spaces():

@@ -30,8 +30,8 @@ def test_resolved_kosmos1_is_the_golden_text():
 
 def test_steps_of_kosmos1_hold_the_tokens_of_the_paper():
     data = load_config(KOSMOS1).data
-    whole = sum(source.share for source in data.sources.values())
-    rows = {name: source.share / whole * data.batch_rows for name, source in data.sources.items()}
+    shares = sum(source.share for source in data.sources.values())
+    rows = {name: source.share / shares * data.batch_rows for name, source in data.sources.items()}
     assert rows == pytest.approx({"text": 240, "captions": 240, "interleaved": 96})
     tokens = {name: count * data.seq_len for name, count in rows.items()}
     assert tokens == pytest.approx({"text": 500_000, "captions": 500_000, "interleaved": 200_000}, rel=0.02)
@@ -54,13 +54,25 @@ def test_the_size_of_the_paper_is_the_paper_s_config():
         ("data.isolate_documents=False", "data.isolate_documents", False),
         ("data.cache=/tmp/a=b c", "data.cache", "/tmp/a=b c"),
         ("data.sources.text.share=0.3", "data.sources.text.share", 0.3),
-        ("data.sources.captions.augment.crop_scale=(0.5, 1)", "data.sources.captions.augment.crop_scale", (0.5, 1.0)),
-        ("data.sources.captions.augment.crop_scale=0.5,1", "data.sources.captions.augment.crop_scale", (0.5, 1.0)),
+        (
+            "data.sources.captions.augment.image.crop_scale=(0.5, 1)",
+            "data.sources.captions.augment.image.crop_scale",
+            (0.5, 1.0),
+        ),
+        (
+            "data.sources.captions.augment.image.crop_scale=0.5,1",
+            "data.sources.captions.augment.image.crop_scale",
+            (0.5, 1.0),
+        ),
         ("evaluation.tasks=caption,sum", "evaluation.tasks", ("caption", "sum")),
         ("evaluation.tasks=caption", "evaluation.tasks", ("caption",)),
         ("evaluation.tasks=", "evaluation.tasks", ()),
-        ("training.frozen=vision/trunk/.*", "training.frozen", ("vision/trunk/.*",)),
-        ("training.frozen=['vision/(trunk|top)/.{1,9}']", "training.frozen", ("vision/(trunk|top)/.{1,9}",)),
+        ("training.frozen=image/encoder/trunk/.*", "training.frozen", ("image/encoder/trunk/.*",)),
+        (
+            "training.frozen=['image/encoder/(trunk|top)/.{1,9}']",
+            "training.frozen",
+            ("image/encoder/(trunk|top)/.{1,9}",),
+        ),
     ],
 )
 def test_an_override_is_read_as_the_type_of_what_it_replaces(override, section, value):
@@ -90,7 +102,7 @@ def test_overrides_written_as_python_come_back_as_they_were(steps, rate, isolate
         ("training.steps=many", "must be a whole number"),
         ("data.isolate_documents=maybe", "must be true or false"),
         ("training.spike_factor=x", "must be a number"),
-        ("data.sources.captions.augment.crop_scale=a,b", "must be values such as"),
+        ("data.sources.captions.augment.image.crop_scale=a,b", "must be values such as"),
         ("evaluation.tasks=1,2", "must be values such as"),
         ("data.sources.text=5", "--config.data.sources.text is a section and takes no value"),
         ("training.steps", "write --config.training.steps=VALUE"),
@@ -118,21 +130,33 @@ def test_a_wrong_override_names_the_key_and_what_would_be_right(override, messag
         ),
         (["data.seq_len=32769"], "model.text.positions='xpos' and max_positions=2048 a row has at most 32768 tokens"),
         (["model.text.dropout=1"], "model.text.dropout is 1.0; it must be at least 0 and below 1"),
-        (["model.vision.image_size=220"], "not a multiple of patch_size 14; try 210 or 224"),
-        (["model.vision.heads=5"], "model.vision.heads is 5, which does not divide width 1024; try 4 or 8"),
-        (["model.vision.top_layers=25"], "model.vision.top_layers is 25; the tower has 24 layers"),
-        (["model.connector.heads=5"], "model.connector.heads is 5, which does not divide text width 2048; try 4 or 8"),
+        (
+            ["model.perception.image.shape=(220, 220, 3)"],
+            "no multiple of encoder.patch_size 14; try a size of 210 or 224",
+        ),
+        (
+            ["model.perception.image.encoder.heads=5"],
+            "model.perception.image.encoder.heads is 5, which does not divide width 1024; try 4 or 8",
+        ),
+        (
+            ["model.perception.image.encoder.top_layers=25"],
+            "model.perception.image.encoder.top_layers is 25; the tower has 24 layers",
+        ),
+        (
+            ["model.perception.image.connector.heads=5"],
+            "model.perception.image.connector.heads is 5, which does not divide text width 2048; try 4 or 8",
+        ),
         (["data.tokenizer.path=", "data.tokenizer.vocab_size=1000"], "a tokenizer trained to 1000 pieces has 1007 ids"),
         (["data.tokenizer.path=", "data.tokenizer.kosmos2_tags=true"], "trained to 64000 pieces has 65037 ids"),
         (["data.sources.text.share=0"], "data.sources.text.share is 0.0"),
         (["data.sources.text.kind=pydocs"], "data.sources.text.kind is 'pydocs'; did you mean 'pydoc'?"),
-        (["data.sources.captions.images_per_row=32"], "room for 31 images of 66 tokens"),
-        (["data.sources.captions.augment.crop_scale=1,0.5"], "crop_scale is (1.0, 0.5)"),
-        (["data.sources.captions.augment.crop_scale=1"], "crop_scale is (1.0,)"),
+        (["data.sources.captions.per_row.image=32"], "room for 31 items of 66 tokens"),
+        (["data.sources.captions.augment.image.crop_scale=1,0.5"], "crop_scale is (1.0, 0.5)"),
+        (["data.sources.captions.augment.image.crop_scale=1"], "crop_scale is (1.0,)"),
         (["training.microbatches=5"], "training.microbatches 5 does not divide; try 575 or 580"),
         (["training.steps=0"], "training.steps is 0; it must be at least 1"),
         (["training.optimizer.learning_rate=nan"], "training.optimizer.learning_rate is nan"),
-        (["training.frozen=vision/("], "is not a regular expression"),
+        (["training.frozen=image/("], "is not a regular expression"),
         (["mesh.data=-1"], "mesh.data and mesh.fsdp are -1; at most one"),
         (["mesh.tensor=0"], "mesh.tensor is 0; it must be positive"),
         (["mesh.context=3"], "data.seq_len is 2048, which mesh.context 3 does not divide"),
@@ -205,6 +229,6 @@ def test_the_config_of_a_workdir_can_be_run_again(tmp_path):
 
 
 def test_two_sources_do_not_share_one_section():
-    config = load_config(KOSMOS1, ["data.sources.captions.augment.rotate=3"])
-    assert config.data.sources.captions.augment.rotate == 3.0
-    assert config.data.sources.interleaved.augment.rotate == 0.0
+    config = load_config(KOSMOS1, ["data.sources.captions.augment.image.rotate=3"])
+    assert config.data.sources.captions.augment.image.rotate == 3.0
+    assert config.data.sources.interleaved.augment.image.rotate == 0.0

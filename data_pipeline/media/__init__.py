@@ -3,6 +3,7 @@
 A modality is a module (or any object) with
 
     SUFFIXES                     of files that people name in prompts: (".png", ...)
+    FORMS                        what `read` takes, in words
     AUGMENT                      options of training's transform with the values that change nothing: dict(rotate=0.0)
     decode(data, where)          bytes -> decoded; MediaError names `where`
     read(value, where)           what people hold (an array, an object of a library) -> decoded, or None: not mine

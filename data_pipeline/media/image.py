@@ -7,11 +7,19 @@ Normalisation is the model's, on the device: bytes are what travels.
 
 import contextlib
 import io
+from collections.abc import Iterator, Mapping
+from functools import partial
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from data_pipeline.documents import ImageError
+from data_pipeline.documents import MediaError
+
+ImageError = partial(MediaError, kind="image")
+# See data_pipeline/media/__init__.py.
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp", ".avif", ".jp2", ".ppm")
+FORMS = "a PIL image, uint8[H, W] or uint8[H, W, 3]"
+AUGMENT = dict(crop_scale=(1.0, 1.0), rotate=0.0)
 
 # Every format is a parser that strangers reach, and some start other programs (EPS runs Ghostscript): only those that
 # images of datasets and of the web have.
@@ -26,7 +34,7 @@ def decode(encoded: bytes, where: str = "image") -> Image.Image:
     """An encoded image file of one of `FORMATS` as RGB, see `as_rgb`; its first frame if it has several.
 
     Raises:
-      ImageError: names `where`, when PIL cannot read the file to its end, or `as_rgb` refuses it.
+      MediaError: names `where`, when PIL cannot read the file to its end, or `as_rgb` refuses it.
     """
     try:
         image = Image.open(io.BytesIO(encoded), formats=FORMATS)
@@ -45,7 +53,7 @@ def as_rgb(image: Image.Image, where: str = "image") -> Image.Image:
     Pillow opens a PGM of 16 bits), floats are grey from 0 to 1.
 
     Raises:
-      ImageError: names `where`. It was opened from a file of none of `FORMATS`, there are no pixels, more than
+      MediaError: names `where`. It was opened from a file of none of `FORMATS`, there are no pixels, more than
         `MAX_PIXELS` or more than `MAX_ASPECT` to one (all seen before it is decoded), PIL cannot read it to its end, or
         its numbers are beyond those ranges or NaN.
     """
@@ -110,7 +118,7 @@ def augmented(image: Image.Image, size: int, draws: np.ndarray, crop_scale=(1.0,
     `center_crop`'s. The turn is uniform in +-`rotate` degrees about the middle, after the resize; corners become black.
 
     Args:
-      draws: float64[4], uniform in [0, 1): area, left, top, turn; see `philox`.
+      draws: float64[4], uniform in [0, 1): area, left, top, turn.
     """
     low, high = crop_scale
     area, left, top, turn = draws.tolist()
@@ -127,10 +135,27 @@ def augmented(image: Image.Image, size: int, draws: np.ndarray, crop_scale=(1.0,
     return np.asarray(image)
 
 
-def philox(seed: tuple[int, ...]) -> np.random.Generator:
-    """A random stream of its own for every tuple of up to six integers (the first two the key, the rest the counter).
+def read(value, where: str = "image") -> Image.Image | None:
+    """What people hold, a PIL image or uint8[H, W] or uint8[H, W, 3], as RGB; None for anything else."""
+    if isinstance(value, np.ndarray) and value.dtype == np.uint8 and (value.ndim == 2 or value.shape[2:] == (3,)):
+        value = Image.fromarray(value)
+    return as_rgb(value, where) if isinstance(value, Image.Image) else None
 
-    The counter's lowest word is left to the stream itself, so streams never run into each other.
+
+def item(image: Image.Image, shape: tuple[int, ...], draws: np.ndarray | None = None, **augment) -> np.ndarray:
+    """uint8[size, size, 3]: `squash` at inference, and `augmented` in training.
+
+    Args:
+      image: as `decode` gives it.
+      shape: (size, size, 3).
+      draws: float64[4], uniform in [0, 1), in training.
+      augment: options of `augmented`.
     """
-    words = [*seed, *(0 for _ in range(5 - len(seed)))]
-    return np.random.Generator(np.random.Philox(key=words[:2], counter=[0, *words[2:5]]))
+    return squash(image, shape[0]) if draws is None else augmented(image, shape[0], draws, **augment)
+
+
+def problems(augment: Mapping) -> Iterator[str]:
+    """What cannot be among the options of `augmented`."""
+    scale = tuple(augment.get("crop_scale", (1.0, 1.0)))
+    if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
+        yield f"crop_scale is {scale}; it is (smallest, largest) share of the area, up to 1"

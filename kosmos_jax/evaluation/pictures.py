@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from data_pipeline.documents import Media
+
 COLUMNS = 12  # images side by side
 ROWS = 3  # of questions of a task, and one more for wrong answers
 RIGHT_COLOR, WRONG_COLOR = "#222222", "#d62728"
@@ -25,7 +27,7 @@ def draw_answers(results, path: Path):
     parts = []
     for name, result in results.items():
         if result.examples:
-            per_row = COLUMNS // sum(isinstance(part, bytes) for part in result.examples[0].prompt)
+            per_row = COLUMNS // sum(isinstance(part, Media) for part in result.examples[0].prompt)
             first = result.examples[: ROWS * per_row]
             wrong = [e for e in result.examples[len(first) :] if not e.right][:per_row]
             title = f"{name}: {result.value:.1%} of {result.n} right"
@@ -52,7 +54,7 @@ def draw_answers(results, path: Path):
 
 
 def _side_by_side(prompt) -> np.ndarray:
-    images = [Image.open(io.BytesIO(part)).convert("L") for part in prompt if isinstance(part, bytes)]
+    images = [Image.open(io.BytesIO(part.data)).convert("L") for part in prompt if isinstance(part, Media)]
     size = max(image.height for image in images)
     gap = np.full((size, max(1, size // 8)), 255, np.uint8)
     squares = [np.asarray(image.resize((size, size))) for image in images]

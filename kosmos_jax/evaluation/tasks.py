@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data_pipeline import builtin
-from data_pipeline.documents import RecordError
+from data_pipeline.documents import Media, RecordError, Text
 from data_pipeline.sources import make_source
 from kosmos_jax.errors import UserError
 
@@ -25,9 +25,9 @@ UNIGRAM_DOCUMENTS = 2000  # training documents that the unigram model counts, at
 
 
 class Example(NamedTuple):
-    """One question with an image: the prompt, the right word and the model's."""
+    """One question: the prompt, the right word and the model's."""
 
-    prompt: tuple[str | bytes, ...]
+    prompt: tuple[Text | Media, ...]
     expected: str
     answer: str
 
@@ -41,10 +41,10 @@ class Result(NamedTuple):
 
     Attributes:
       value: accuracy (0 to 1), or perplexity.
-      baseline: the same of the best guess that looks at no image, or of a unigram model.
+      baseline: the same of the best guess that looks at no item, or of a unigram model.
       n: questions, or tokens.
       measure: "accuracy" or "perplexity".
-      examples: the questions with images, in order.
+      examples: the questions, in order.
     """
 
     value: float
@@ -57,7 +57,7 @@ class Result(NamedTuple):
 def caption(generator, config, split: str, examples: int) -> Result:
     """Which digit an image shows: `<image> The digit is`."""
     images, labels = builtin.digits(split)
-    prompts = [(image, builtin.CAPTION_PROMPT) for image in images[:examples]]
+    prompts = [(Media("image", image), Text(builtin.CAPTION_PROMPT)) for image in images[:examples]]
     return _ask(generator, prompts, [builtin.WORDS[label] for label in labels[:examples]])
 
 
@@ -94,9 +94,9 @@ def perplexity(generator, config, split: str, examples: int) -> Result:
     Each document is read in rows as long as in training. The baseline is a unigram model of the training text's tokens,
     one added to every count.
     """
-    sources = [source for source in config.data.sources.values() if source.images_per_row == 0]
+    sources = [source for source in config.data.sources.values() if not any(source.per_row.values())]
     if not sources:
-        raise UserError("the task perplexity needs a source of text: one with images_per_row=0 in config.data.sources")
+        raise UserError("the task perplexity needs a source of text: one in config.data.sources whose per_row is 0")
     tokenizer = generator.tokenizer
     held_out = _texts(sources, split, examples, tokenizer)
     longest = config.data.seq_len - 1  # and <s>
@@ -116,7 +116,7 @@ def _texts(sources, split, documents, tokenizer) -> list[list[int]]:
         for i in range(min(documents, len(source))):
             # A record that cannot be read was counted and named when the source was indexed.
             with contextlib.suppress(RecordError):
-                found.append([*tokenizer.encode_document(source[i].segments, 0).tokens.tolist(), tokenizer.eos])
+                found.append([*tokenizer.encode_document(source[i].parts).tokens.tolist(), tokenizer.eos])
     return found
 
 

@@ -1,4 +1,4 @@
-"""Text from prompts of text and images.
+"""Text from prompts of text and media.
 
     model = load("out/demo")
     model.generate([image, "The digit is"])

@@ -10,7 +10,7 @@ def generate(args):
     """Prints what follows each --prompt: the text, or with --json one object a line.
 
     Raises:
-      UserError: a missing image or checkpoint, or an impossible option.
+      UserError: a missing file or checkpoint, or an impossible option.
     """
     prompts = [parse_prompt(text) for text in args.prompt]  # before the weights: a wrong path is told at once
     completions = load(args.checkpoint).complete(

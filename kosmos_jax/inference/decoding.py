@@ -84,8 +84,7 @@ def prefill(graph, weights, batch, room: int):
 def read(graph, weights, batch, room: int = 0):
     """As `prefill`, with the hidden state of every token, float[B, T, D]."""
     model = nnx.merge(graph, weights)
-    images_NQD = None if batch.images_NHWC is None else model.encode_images(batch.images_NHWC)
-    x_BTD = model.embed(batch.tokens_BT, batch.slots_BT, images_NQD, batch.positions_BT)
+    x_BTD = model.embed(batch.tokens_BT, batch.slots_BT, model.perceive(batch.media), batch.positions_BT)
     B, T = batch.tokens_BT.shape
     cache = model.decoder.empty_cache(B, T + room)
     return model.decoder.extend(x_BTD, batch.segments_BT, batch.positions_BT, cache, 0)

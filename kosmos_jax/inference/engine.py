@@ -1,4 +1,4 @@
-"""Generation as users see it: prompts of text and images in, text out."""
+"""Generation as users see it: prompts of text and media in, text out."""
 
 import math
 from collections.abc import Sequence
@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from data_pipeline.documents import Document
-from kosmos_jax.config_checks import most_positions
+from data_pipeline.documents import Document, Media, Text
 from kosmos_jax.errors import UserError
 from kosmos_jax.inference import beam, decoding
-from kosmos_jax.inference.prompts import Encoded, Part, Prompt, bucket, collate, encode_prompt
+from kosmos_jax.inference.prompts import EncodedPrompt, Item, Prompt, bucket, collate, encode_prompt
 from kosmos_jax.model import abstract_model, with_parameters
+from kosmos_jax.model.positions import most_positions
 
 # Tokens between two looks at the text, when there are stop strings.
 STOP_INTERVAL = 16
@@ -44,7 +44,7 @@ class Generator:
         generator = load("out/demo")
         generator.generate([image, "plus", image, "equals"])
 
-    Compiled programs are kept for each bucket of rows, tokens and images (prompts.py), so only the first prompts of a
+    Compiled programs are kept for each bucket of rows, tokens and items (prompts.py), so only the first prompts of a
     new size wait for the compiler.
     """
 
@@ -80,9 +80,8 @@ class Generator:
         """The text that follows a prompt, or each of several.
 
         Args:
-          prompts: a prompt is a str, an image, or a list of texts and images of which at least one is an image; any
-            other list is a list of prompts. An image is a PIL image, uint8[H, W] or uint8[H, W, 3], the bytes of an
-            image file, or its Path.
+          prompts: a prompt is a str, an item, or a list of texts and items of which at least one is an item; any other
+            list is a list of prompts. See `prompts.Part` for the forms of an item.
           **options: see `complete`.
 
         Returns:
@@ -94,7 +93,7 @@ class Generator:
 
     def complete(
         self,
-        prompts: Sequence[Prompt | Encoded],
+        prompts: Sequence[Prompt | EncodedPrompt],
         *,
         max_new_tokens: int = 64,
         temperature: float = 0.0,
@@ -171,7 +170,7 @@ class Generator:
         return Completion(text[:cut], tokens[: next(filter(holds_stop, range(len(tokens) + 1)))], "stop")
 
     def score(
-        self, prompts: Sequence[Prompt | Encoded], continuations: Sequence[str | Sequence[int]]
+        self, prompts: Sequence[Prompt | EncodedPrompt], continuations: Sequence[str | Sequence[int]]
     ) -> list[tuple[float, int]]:
         """How likely the model finds given continuations: for multiple choice and perplexity.
 
@@ -205,10 +204,10 @@ class Generator:
 
         return self._in_groups(score_group, [row for row, _ in followed])
 
-    def _encode(self, prompts) -> list[Encoded]:
-        if isinstance(prompts, Part):
+    def _encode(self, prompts) -> list[EncodedPrompt]:
+        if not isinstance(prompts, list | tuple):
             raise UserError(f"prompts is one {type(prompts).__name__}; give a list of prompts, or take generate")
-        encoded = [p if isinstance(p, Encoded) else encode_prompt(p, self.tokenizer, self.config) for p in prompts]
+        encoded = [p if isinstance(p, EncodedPrompt) else encode_prompt(p, self.tokenizer) for p in prompts]
         for i, prompt in enumerate(encoded):
             self._ids(prompt.tokens, f"prompt {i}")
         return encoded
@@ -216,14 +215,14 @@ class Generator:
     def _ids(self, text: str | Sequence[int], where: str) -> np.ndarray:
         """int32[n]: the ids of a text, or given ones if the model has them; the embedding of others would be NaN."""
         if isinstance(text, str):
-            return self.tokenizer.encode_document(Document((text,), where).segments, 0).tokens
+            return self.tokenizer.encode_document(Document((Text(text),), where).parts).tokens
         size = self.config.text.vocab_size
         for place, token in enumerate(ids := list(text)):
             if not isinstance(token, Integral) or not 0 <= token < size:
                 raise UserError(f"{where}: its token {place} is {token}; this model has the ids 0 to {size - 1}")
         return np.array(ids, np.int32)
 
-    def _in_groups(self, function, encoded: list[Encoded]) -> list:
+    def _in_groups(self, function, encoded: list[EncodedPrompt]) -> list:
         """function(rows, their places) in groups of prompts of similar length; results in the order of the prompts."""
         order = sorted(range(len(encoded)), key=lambda i: len(encoded[i].tokens))
         results = {}
@@ -235,8 +234,8 @@ class Generator:
             results.update(zip(places.tolist(), function([encoded[i] for i in places], places), strict=True))
         return [results[i] for i in range(len(encoded))]
 
-    def _collate(self, group: list[Encoded]):
-        batch = collate(group, self.tokenizer.pad, self.config.connector.tokens)
+    def _collate(self, group: list[EncodedPrompt]):
+        batch = collate(group, self.tokenizer.pad, self.tokenizer.modalities)
         return batch, batch.segments_BT.sum(axis=1, dtype=np.int32)
 
     def _check_length(self, tokens: int):
@@ -249,7 +248,9 @@ class Generator:
 
 
 def _is_one_prompt(prompts) -> bool:
-    return not isinstance(prompts, list | tuple) or any(not isinstance(part, str | list | tuple) for part in prompts)
+    if isinstance(prompts, Text | Media | Item) or not isinstance(prompts, list | tuple):
+        return True
+    return any(isinstance(part, Media | Item) or not isinstance(part, str | list | tuple) for part in prompts)
 
 
 def _check_options(max_new_tokens, temperature, top_k, top_p, beams, length_penalty, seed):

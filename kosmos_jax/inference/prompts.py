@@ -1,102 +1,128 @@
-"""From text and images to the arrays that the model reads: rows padded on the left, sizes rounded up to buckets."""
+"""From text and media to the arrays that the model reads: rows padded on the left, sizes rounded up to buckets."""
 
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
-from data_pipeline.documents import Document
-from data_pipeline.images import as_rgb, decode, squash
+from data_pipeline.documents import Document, Media, Text
+from data_pipeline.media import MEDIA, host
 from kosmos_jax.errors import UserError
+from kosmos_jax.modality import Modality, Table
 
-IMAGE_TAG = re.compile(r"<image:([^>]*)>")
 
-# An image is a PIL image, uint8[H, W] or uint8[H, W, 3], the bytes of an image file, or its Path; a str is always text.
-Part = str | bytes | Path | Image.Image | np.ndarray
+class Item(NamedTuple):
+    """An item of media that is decoded already, as its host side has it."""
+
+    kind: str
+    decoded: Any
+
+
+# Text is a str or Text. An item is Media, the bytes of a file, its Path, or what the host side of a modality reads: a
+# PIL image, uint8[H, W] or uint8[H, W, 3] for an image; (samples, rate) for sound.
+Part = Any
 Prompt = Part | Sequence[Part]
 
 
-def parse_prompt(text: str) -> list[str | Image.Image]:
-    """Text with `<image:path.png>` in it, as written on the command line, to a prompt.
+def parse_prompt(text: str) -> list[str | Item]:
+    """Text with `<image:path.png>` or `<audio:path.wav>` in it, as written on the command line, to a prompt.
 
     Raises:
-      UserError: an image file is missing or cannot be read.
+      UserError: a file is missing or cannot be read.
     """
-    pieces = IMAGE_TAG.split(text)
-    return [open_image(Path(piece)) if i % 2 else piece for i, piece in enumerate(pieces) if i % 2 or piece]
+    pieces = re.split(rf"<({'|'.join(MEDIA)}):([^>]*)>", text)
+    parts = [pieces[0]]
+    for kind, path, text in zip(pieces[1::3], pieces[2::3], pieces[3::3], strict=True):
+        parts += [Item(kind, host(kind).decode(_read(Path(path), kind), f"the prompt's {kind} {path}")), text]
+    return [part for part in parts if part != ""]
 
 
-def open_image(image: Part) -> Image.Image:
-    """Any of the forms of an image as RGB, by the rules of training's images (`images.as_rgb`).
+def _read(path: Path, kind: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"the prompt's {kind} {path}: {error.strerror.lower()}") from error
+
+
+def open_item(part: Part, found: Sequence[Modality]) -> Item:
+    """Any of the forms of an item, decoded by the rules of training.
+
+    Bytes and files of a model with several modalities are of the one whose files end so, and else of the first.
+
+    Args:
+      part: see `Part`; no text.
+      found: the model's modalities.
 
     Raises:
-      UserError: it is none of those forms, its file cannot be opened, or `images.as_rgb` refuses it.
+      UserError: it is none of those forms, its file cannot be opened, it cannot be decoded, or the model does not have
+        its modality.
     """
-    if isinstance(image, Path):
-        where = f"the prompt's image {image}"
-        try:
-            return decode(image.read_bytes(), where)
-        except OSError as error:
-            raise UserError(f"{where}: {error.strerror.lower()}") from error
-    if isinstance(image, bytes):
-        return decode(image, "an image in the prompt")
-    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and (image.ndim == 2 or image.shape[2:] == (3,)):
-        image = Image.fromarray(image)
-    if isinstance(image, Image.Image):
-        return as_rgb(image, "an image in the prompt")
-    form = f"{image.dtype}{list(image.shape)}" if isinstance(image, np.ndarray) else type(image).__name__
-    raise UserError(
-        "a prompt is made of text and images (PIL, uint8[H, W], uint8[H, W, 3], a file's bytes or Path), not of "
-        f"{form}; PIL turns most other forms into these"
-    )
+    names = [modality.name for modality in found]
+    if isinstance(part, Path):
+        kind = next((name for name in names if part.suffix.lower() in host(name).SUFFIXES), next(iter(names), "file"))
+        part = Media(kind, _read(part, kind))
+    if isinstance(part, bytes):
+        part = Media(next(iter(names), "file"), part)
+    kind = part.kind if isinstance(part, Media | Item) else None
+    if kind is not None and kind not in names:
+        raise UserError(f"the prompt has {kind}; this model reads {', '.join(['text', *names])}")
+    if isinstance(part, Item):
+        return part
+    if isinstance(part, Media):
+        return Item(kind, host(kind).decode(part.data, f"{kind} in the prompt"))
+    for name in names:
+        if (decoded := host(name).read(part, f"{name} in the prompt")) is not None:
+            return Item(name, decoded)
+    form = f"{part.dtype}{list(part.shape)}" if isinstance(part, np.ndarray) else type(part).__name__
+    forms = "; ".join(f"{name}: {host(name).FORMS}" for name in names)
+    raise UserError(f"a prompt is made of text and media, a file's bytes or its Path ({forms}), not of {form}")
 
 
-class Encoded(NamedTuple):
+class EncodedPrompt(NamedTuple):
     """One prompt as the model reads it: `<s>` and the body, open at its end.
 
     Attributes:
       tokens: int32[n].
-      slots: int32[n], -1 for text, otherwise m * Q + q for the q-th token of this prompt's m-th image.
-      images: uint8[m, H, W, 3].
+      kinds: the modality of each item, in order.
+      starts: int32[items], where each item's slots begin in `tokens`.
+      media: by modality, the items as arrays [*shape], in order.
     """
 
     tokens: np.ndarray
-    slots: np.ndarray
-    images: np.ndarray
+    kinds: tuple[str, ...]
+    starts: np.ndarray
+    media: dict[str, list[np.ndarray]]
 
-    def followed_by(self, tokens) -> "Encoded":
+    def followed_by(self, tokens) -> "EncodedPrompt":
         """The same with more text tokens after it."""
-        more = np.asarray(tokens, np.int32)
-        return self._replace(
-            tokens=np.concatenate([self.tokens, more]), slots=np.concatenate([self.slots, np.full_like(more, -1)])
-        )
+        return self._replace(tokens=np.concatenate([self.tokens, np.asarray(tokens, np.int32)]))
 
 
-def encode_prompt(prompt: Prompt, tokenizer, config) -> Encoded:
-    """A prompt in the tokens of training documents, images squashed to the model's size.
+def encode_prompt(prompt: Prompt, tokenizer) -> EncodedPrompt:
+    """A prompt in the tokens of training documents, its items transformed as at inference.
 
     Args:
-      prompt: text, an image, or a list of text and images.
-      tokenizer: data_pipeline.tokenizer.Tokenizer.
-      config: config.model.
+      prompt: text, an item, or a list of texts and items.
+      tokenizer: data_pipeline.tokenizer.Tokenizer, with the model's modalities.
 
     Raises:
-      UserError: see `open_image`; or a text is no Unicode.
+      UserError: see `open_item`; or a text is no Unicode.
     """
-    parts = list(prompt) if isinstance(prompt, list | tuple) else [prompt]
-    images = [squash(open_image(part), config.vision.image_size) for part in parts if not isinstance(part, str)]
-    # The tokenizer only counts images: where one stands is enough.
-    document = Document(tuple(part if isinstance(part, str) else b"" for part in parts), "the prompt")
-    body = tokenizer.encode_document(document.segments, config.connector.tokens)
-    slots = np.full(len(body.tokens) + 1, -1, np.int32)
-    for m, start in enumerate(body.image_starts):
-        slots[start + 1 :][: config.connector.tokens] = m * config.connector.tokens + np.arange(config.connector.tokens)
-    size = config.vision.image_size
-    pixels = np.stack(images) if images else np.zeros((0, size, size, 3), np.uint8)
-    return Encoded(np.concatenate([[tokenizer.bos], body.tokens]).astype(np.int32), slots, pixels)
+    is_list = isinstance(prompt, list | tuple) and not isinstance(prompt, Text | Media | Item)
+    known = {modality.name: modality for modality in tokenizer.modalities}
+    parts, media = [], {}
+    for part in prompt if is_list else [prompt]:
+        if isinstance(part, str | Text):
+            parts.append(Text(part) if isinstance(part, str) else part)
+            continue
+        kind, decoded = open_item(part, tokenizer.modalities)
+        parts.append(Media(kind, b""))  # the tokenizer only asks where one stands
+        media.setdefault(kind, []).append(host(kind).item(decoded, known[kind].shape))
+    body = tokenizer.encode_document(Document(tuple(parts), "the prompt").parts)
+    tokens = np.concatenate([[tokenizer.bos], body.tokens]).astype(np.int32)
+    return EncodedPrompt(tokens, tuple(item.kind for item in body.media), body.starts + 1, media)
 
 
 class Batch(NamedTuple):
@@ -105,32 +131,42 @@ class Batch(NamedTuple):
     Attributes:
       tokens_BT, segments_BT, positions_BT, slots_BT: int32[B, T] as in training: segment 0 is padding, positions count
         from 0 in each row.
-      images_NHWC: uint8[N, H, W, 3], or None when no row has an image.
+      media: by modality [N, *shape]; only those that some row has.
     """
 
     tokens_BT: np.ndarray
     segments_BT: np.ndarray
     positions_BT: np.ndarray
     slots_BT: np.ndarray
-    images_NHWC: np.ndarray | None
+    media: dict[str, np.ndarray]
 
 
-def collate(rows: Sequence[Encoded], pad: int, image_tokens: int) -> Batch:
-    """Pads rows on the left, and the counts of rows, tokens and images up to buckets: few shapes are compiled."""
+def collate(rows: Sequence[EncodedPrompt], pad: int, found: Sequence[Modality]) -> Batch:
+    """Pads rows on the left, and the counts of rows, tokens and items up to buckets: few shapes are compiled.
+
+    Args:
+      rows: at least one.
+      pad: the id that fills rows.
+      found: the model's modalities, in order.
+    """
     B, T = power_of_two(len(rows)), bucket(max(len(row.tokens) for row in rows))
     tokens_BT, slots_BT = np.full((B, T), pad, np.int32), np.full((B, T), -1, np.int32)
     segments_BT, positions_BT = np.zeros((2, B, T), np.int32)
-    images = 0
+    items = {m.name: [item for row in rows for item in row.media.get(m.name, ())] for m in found}
+    media = {}
+    for modality in found:
+        if own := items[modality.name]:
+            media[modality.name] = np.zeros((power_of_two(len(own)), *modality.shape), modality.dtype)
+            media[modality.name][: len(own)] = own
+    table, numbers = Table(found, {name: len(array) for name, array in media.items()}), dict.fromkeys(items, 0)
     for b, row in enumerate(rows):
         n = len(row.tokens)
         tokens_BT[b, T - n :], segments_BT[b, T - n :], positions_BT[b, T - n :] = row.tokens, 1, np.arange(n)
-        slots_BT[b, T - n :] = np.where(row.slots >= 0, row.slots + images * image_tokens, -1)
-        images += len(row.images)
-    if not images:
-        return Batch(tokens_BT, segments_BT, positions_BT, slots_BT, None)
-    images_NHWC = np.zeros((power_of_two(images), *rows[0].images.shape[1:]), np.uint8)
-    images_NHWC[:images] = np.concatenate([row.images for row in rows])
-    return Batch(tokens_BT, segments_BT, positions_BT, slots_BT, images_NHWC)
+        for kind, start in zip(row.kinds, row.starts, strict=True):
+            slots = table.slots(kind, numbers[kind])
+            slots_BT[b, T - n + start :][: len(slots)] = slots
+            numbers[kind] += 1
+    return Batch(tokens_BT, segments_BT, positions_BT, slots_BT, media)
 
 
 def power_of_two(n: int) -> int:

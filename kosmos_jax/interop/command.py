@@ -9,7 +9,6 @@ NEEDS = {
     "hf-kosmos2": (["tokenizers"], ["torch", "transformers"]),
     "hf-remote-code": (["tokenizers"], ["torch", "transformers"]),
     "torch": (["tokenizers"], ["torch", "safetensors.torch"]),
-    "torchscale": ([], ["torch", "safetensors.torch", "torchscale.architecture.decoder"]),
 }
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
@@ -59,9 +58,10 @@ def import_(args) -> int:
     config = load_config(args.config, args.overrides) if args.config else None
     options = dict(config=config, tokenizer=args.tokenizer, vocab_size=args.vocab_size)
     record = import_weights(args.kind, args.source, args.out, **options)
-    text, vision = record.config.model.text, record.config.model.vision
+    text, perception = record.config.model.text, record.config.model.perception
+    towers = [f"{name}: {x.encoder.kind} {x.encoder.layers} x {x.encoder.width}" for name, x in perception.items()]
     print(
         f"{args.out}: {args.kind} weights of {args.source}; {text.layers} x {text.width} decoder, "
-        f"{text.vocab_size} ids, {vision.layers} x {vision.width} vision with {vision.activation}"
+        f"{text.vocab_size} ids, {', '.join(towers)}"
     )
     return 0

@@ -76,25 +76,19 @@ def tensors_of(stored, model, target: Target) -> tuple[dict[str, tuple[int, ...]
     Returns:
       (name -> shape, name -> contiguous array): as `write_tensors` takes them.
     """
-    places = {name: p for name, p in names.torch_names(abstract_model(model)[1]).items() if target.keeps(name)}
+    places = names.torch_names(abstract_model(model)[1])
     convolution = names.PATCH if target.convolution else ""
-    # The file's name -> our name, or an array.
-    origins = {target.rename(name): name for name in places} | target.extra(model)
+    ours = {target.rename(name): name for name in places}  # by the name in the file
 
-    def shape(origin: str | np.ndarray) -> tuple[int, ...]:
-        if not isinstance(origin, str):
-            return origin.shape
-        ours = places[origin].shape
-        return names.convolution_shape(ours) if origin == convolution else ours
+    def shape(name: str) -> tuple[int, ...]:
+        return names.convolution_shape(places[name].shape) if name == convolution else places[name].shape
 
     def read(name: str) -> np.ndarray:
-        origin = origins[name]
-        if not isinstance(origin, str):
-            return origin
-        array = places[origin].to_torch(stored.read(places[origin].path, places[origin].layer))
-        return names.to_convolution(array) if origin == convolution else array
+        place = places[ours[name]]
+        array = place.to_torch(stored.read(place.path, place.layer))
+        return names.to_convolution(array) if ours[name] == convolution else array
 
-    return {name: shape(origin) for name, origin in origins.items()}, read
+    return {name: shape(origin) for name, origin in ours.items()}, read
 
 
 @contextmanager

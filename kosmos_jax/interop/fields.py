@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 from kosmos_jax.errors import UserError
-from kosmos_jax.model.vision import PIXEL_MEAN, PIXEL_STD
+from kosmos_jax.model.perception.clip import PIXEL_MEAN, PIXEL_STD
 
 
 class Fields(NamedTuple):
@@ -132,7 +132,7 @@ OPEN_CLIP_VISION = Fields(
     harmless="mlp_ratio pool_type output_tokens attn_pooler_queries attn_pooler_heads".split(),
 )
 
-# How pixels are normalised (kosmos_jax/model/vision.py), and the section of each file that says it.
+# How pixels are normalised (kosmos_jax/model/perception/clip.py), and the section of each file that says it.
 PIXELS = Fields(
     fixed=dict.fromkeys(("image_mean", "mean"), list(PIXEL_MEAN)) | dict.fromkeys(("image_std", "std"), list(PIXEL_STD))
 )
@@ -142,21 +142,8 @@ PIXEL_SECTIONS = {
     "open_clip_config.json": "preprocess_cfg",
 }
 
-# fairseq's arguments in a file of microsoft/unilm (kosmos-2/unilm/models/gpt.py, unigpt.py): those that say what the
-# model is; hundreds of others are about training. ViT-L brings QuickGELU with it.
-UNILM = Fields(
-    fixed=dict.fromkeys("subln decoder_normalize_before".split(), True)
-    | dict.fromkeys(
-        """no_scale_embedding scale_final_logits decoder_learned_pos no_token_positional_embeddings layernorm_embedding
-        deepnorm deepnet last_ln_scale rel_pos_buckets""".split(),
-        False,
-    )
-    | dict(activation_fn="gelu", text_encoder="none", connector="xconnector")
-    | dict(image_encoder="clip", visual_model_name="ViT-L-14"),
-)
-
 # What `kosmos export` writes around the sections that are ours.
-SECTIONS = ("text", "vision", "connector")
+SECTIONS = ("text", "perception")
 REMOTE_CODE = Fields(fixed=_IDS | dict(model_type="kosmos-jax"), harmless=TRANSFORMERS | {*SECTIONS})
 TORCH = Fields(harmless=("model", "dtype"))
 TORCH_MODEL = Fields(harmless=(*SECTIONS, "dtype", "remat", "scan_unroll"))

@@ -1,4 +1,4 @@
-"""`kosmos import`: published weights as a checkpoint of ours; and a vision tower straight into a fresh model."""
+"""`kosmos import`: published weights as a checkpoint of ours; and an encoder straight into a fresh model."""
 
 import logging
 from collections.abc import Mapping
@@ -7,9 +7,10 @@ from pathlib import Path
 import jax
 import numpy as np
 from flax import nnx
+from flax.traverse_util import flatten_dict
 from tqdm import tqdm
 
-from data_pipeline.tokenizer import TAGS, Tokenizer
+from data_pipeline.tokenizer import Tokenizer
 from kosmos_jax import checkpoint
 from kosmos_jax.config import apply_overrides, validate
 from kosmos_jax.errors import UserError
@@ -18,6 +19,7 @@ from kosmos_jax.interop.export import complete_or_absent
 from kosmos_jax.interop.processor import SENTENCEPIECE
 from kosmos_jax.interop.sources import SOURCES, beside, check_pixels
 from kosmos_jax.interop.tensors import FLOATS, Tensor, open_weights
+from kosmos_jax.modality import KOSMOS2_TAGS, modalities
 from kosmos_jax.model import Kosmos, abstract_model, parameters
 
 TOKENIZER_JSON = "tokenizer.json"
@@ -116,37 +118,44 @@ def _shown(group: list[str]) -> list[str]:
     return group if len(group) <= SHOWN else [*group[:SHOWN], f"... and {len(group) - SHOWN} more"]
 
 
-def vision_parameters(path, config, abstract: Mapping) -> dict[str, jax.Array]:
-    """The vision tower of a CLIP or Kosmos-2 file for a fresh model: config.init.vision.
+def encoder_parameters(name: str, path, config, abstract: Mapping) -> dict[str, jax.Array]:
+    """A published encoder for a fresh model: config.init.image and the like.
 
     Args:
+      name: the modality's.
       path: a file or a folder.
       config: config.model.
       abstract: path -> jax.ShapeDtypeStruct with a sharding, all parameters of the model.
 
     Raises:
-      UserError: no such tower, or other sizes than config.model.vision has.
+      UserError: no such encoder, or of other sizes than the config has.
     """
-    reader = Reader("clip", path)
-    section = reader.sections["vision"]
-    ours = config.vision
-    differ = [f"{key} {value}, config has {ours[key]}" for key, value in section.items() if ours[key] != value]
+    section = config.perception[name]
+    if section.encoder.kind not in SOURCES:
+        raise UserError(f"init.{name}: nobody publishes weights of the encoder {section.encoder.kind!r}")
+    reader = Reader(section.encoder.kind, path)
+    ours, theirs = (flatten_dict(_plain(x), sep=".") for x in (section, reader.sections["perception"][name]))
+    differ = [f"{key} {value}, config has {ours[key]}" for key, value in theirs.items() if ours[key] != value]
     if differ:
-        raise UserError(f"init.vision {path}: another tower than model.vision: {'; '.join(differ)}")
-    shapes = {name: leaf for name, leaf in abstract.items() if name.startswith("vision/")}
+        raise UserError(f"init.{name} {path}: another encoder than model.perception.{name}: {'; '.join(differ)}")
+    shapes = {path: leaf for path, leaf in abstract.items() if path.startswith(f"{name}/encoder/")}
     places = reader.check(shapes)
-    return {name: reader.array(name, leaf, places) for name, leaf in shapes.items()}
+    return {path: reader.array(path, leaf, places) for path, leaf in shapes.items()}
+
+
+def _plain(section) -> dict:
+    return {key: _plain(value) if hasattr(value, "items") else value for key, value in section.items()}
 
 
 def import_weights(kind: str, path, out, *, config=None, tokenizer=None, vocab_size: int = 0) -> checkpoint.Record:
     """Writes foreign weights as a checkpoint, step 0, into the new workdir `out`.
 
     Args:
-      kind: "hf-kosmos2", "unilm", "clip", "hf-remote-code" or "torch".
+      kind: a key of `sources.SOURCES`.
       path: the file or folder.
       out: a folder that does not exist or is empty.
       config: a config whose other sections the result takes; its model's sizes become the file's. Default:
-        configs/kosmos1.py for `clip`, where all but the vision tower is freshly drawn, else configs/kosmos2.py.
+        configs/kosmos1.py for `clip`, where all but the encoder is freshly drawn, else configs/kosmos2.py.
       tokenizer: a SentencePiece model file, a tokenizer.json made of one, or a folder with either; default: what lies
         beside the weights.
       vocab_size: drops ids at the end of the vocabulary, or adds rows to it, drawn as a fresh model's; 0 leaves it.
@@ -160,8 +169,8 @@ def import_weights(kind: str, path, out, *, config=None, tokenizer=None, vocab_s
     shapes = abstract_model(config.model)[1]
     places = reader.check(shapes)
     vocab_size = vocab_size or config.model.text.vocab_size
-    tokenizer = _find_tokenizer(Path(path), tokenizer, vocab_size)
-    described = dict(kosmos2_tags=len(tokenizer.tags) > len(TAGS), vocab_size=tokenizer.mask - 1)
+    tokenizer = _find_tokenizer(Path(path), tokenizer, vocab_size, modalities(config.model))
+    described = dict(kosmos2_tags=KOSMOS2_TAGS[0] in tokenizer.tags, vocab_size=tokenizer.mask - 1)
     overrides = [f"data.tokenizer.{key}={value}" for key, value in described.items()]
     config = apply_overrides(config, [*overrides, f"model.text.vocab_size={vocab_size}"])
     given = sorted({place.path for place in places.values()})
@@ -196,7 +205,7 @@ def fresh_parameters(config, wanted) -> dict[str, jax.Array]:
     return jax.jit(draw)(jax.random.key(config.seed))
 
 
-def _find_tokenizer(path: Path, given, vocab_size: int) -> Tokenizer:
+def _find_tokenizer(path: Path, given, vocab_size: int, found) -> Tokenizer:
     place = Path(given or path)
     one = given and not place.is_dir()
     candidates = [place] if one else [beside(place, name) for name in (SENTENCEPIECE, TOKENIZER_JSON)]
@@ -210,7 +219,7 @@ def _find_tokenizer(path: Path, given, vocab_size: int) -> Tokenizer:
     log.info("reading %s", file)
     is_json = file.suffix == ".json"
     model_bytes = tokenizer_json.sentencepiece_model(file) if is_json else Tokenizer.load(file).model_bytes
-    tokenizers = [Tokenizer(model_bytes, kosmos2_tags=tags) for tags in (False, True)]
+    tokenizers = [Tokenizer(model_bytes, tags, found) for tags in (False, True)]
     fitting = [tokenizer for tokenizer in tokenizers if tokenizer.size == vocab_size]
     if not fitting:
         plain, with_tags = (tokenizer.size for tokenizer in tokenizers)
@@ -231,10 +240,19 @@ def _base_config(kind: str, config):
 
 def _resized(config, sections):
     tree = config.to_dict()
-    for name, section in sections.items():
-        tree["model"][name].update(section)
-    vision, text = tree["model"]["vision"], tree["model"]["text"]
-    vision["top_layers"] = min(vision["top_layers"], vision["layers"])
+    _update(tree["model"], sections)
+    text = tree["model"]["text"]
+    for section in tree["model"]["perception"].values():
+        encoder = section["encoder"]
+        encoder["top_layers"] = min(encoder.get("top_layers", 0), encoder["layers"])
     if text["positions"] != "xpos":
         tree["data"]["seq_len"] = min(tree["data"]["seq_len"], text["max_positions"])
     return apply_overrides(tree, [])
+
+
+def _update(tree: dict, changes: Mapping) -> None:
+    for key, value in changes.items():
+        if isinstance(value, Mapping) and isinstance(tree.get(key), dict):
+            _update(tree[key], value)
+        else:
+            tree[key] = value

@@ -2,7 +2,7 @@
 
 import math
 
-from data_pipeline.tokenizer import TAGS
+from kosmos_jax.modality import KOSMOS2_TAGS
 from kosmos_jax.model import abstract_model
 
 CARD = """\
@@ -81,39 +81,9 @@ text = tokenizer.encode("A photo of", add_special_tokens=False).ids
 tokens = torch.tensor([[0] + [opening] * (1 + {tokens}) + [closing] + text])
 slots = torch.full_like(tokens, -1)
 slots[0, 2 : 2 + {tokens}] = torch.arange({tokens})
-ids = model.generate(tokens, slots, pixels, max_new_tokens=20)
+ids = model.generate(tokens, slots, {"image": pixels}, max_new_tokens=20)
 print(tokenizer.decode(ids[0].tolist()))""",
-    "torchscale": """\
-import json
-from glob import glob
-
-import torch
-from safetensors.torch import load_file
-from torchscale.architecture.config import DecoderConfig
-from torchscale.architecture.decoder import Decoder
-
-config = DecoderConfig(**json.load(open("config.json"))["decoder"])
-embedding = torch.nn.Embedding(config.vocab_size, config.decoder_embed_dim)
-{positions}
-for file in glob("model*.safetensors"):
-    decoder.load_state_dict(load_file(file), strict=False)  # of several files each has a part
-logits = decoder.eval()(torch.tensor([[0, 4, 5, 6]]))[0]
-print(logits.argmax(-1))""",
 }
-XPOS = "decoder = Decoder(config, embed_tokens=embedding)"
-SINUSOIDS = '''
-
-class Sinusoids(torch.nn.Module):
-    """As in fairseq, whose rows 0 and 1 stand for padding."""
-
-    def forward(self, tokens, incremental_state=None):
-        half = config.decoder_embed_dim // 2
-        rates = 1e4 ** (-torch.arange(half) / (half - 1))
-        angles = (torch.arange(tokens.shape[1]) + 2)[None, :, None] * rates
-        return torch.cat([angles.sin(), angles.cos()], dim=-1)
-
-
-decoder = Decoder(config, embed_tokens=embedding, embed_positions=Sinusoids())'''
 
 NOTES = {
     "hf-kosmos2": """\
@@ -139,9 +109,6 @@ NOTES = {
 - An image is `<image>`, {tokens} slots and `</image>`, as above. Between two lines stands `</line>`.
 - In training images are turned as their EXIF orientation says and transparency is white; `convert` does neither.
 - `tokenizer.encode` takes a tag in a text for the tag: for text of strangers set `encode_special_tokens = True`.""",
-    "torchscale": """\
-- The decoder alone: text, no images, no padding on the left.
-- torchscale imports names of fairscale and timm that it does not call here: any version, or empty modules, will do.""",
 }
 NO_GROUNDING = """
 - `Kosmos2Processor` gives ids from {first:,} on to the tags of grounding, for which this model has no vectors: do not
@@ -156,30 +123,28 @@ def text(record, target: str) -> str:
       target: a key of targets.TARGETS.
     """
     config, model = record.config, record.config.model
-    decoder_only = target == "torchscale"
-    parts = ("embedding", "decoder/") if decoder_only else ("",)
-    shapes = {path: leaf.shape for path, leaf in abstract_model(model)[1].items() if path.startswith(parts)}
+    shapes = {path: leaf.shape for path, leaf in abstract_model(model)[1].items()}
     table = {
         "decoder": f"{model.text.layers} layers of width {model.text.width}, {model.text.heads} heads",
         "positions": model.text.positions,
         "vocabulary": f"{model.text.vocab_size:,} ids",
     }
-    if not decoder_only:
-        vision, connector = model.vision, model.connector
-        table["vision"] = (
-            f"CLIP ViT, {vision.layers} layers of width {vision.width}, {vision.activation}; "
-            f"{vision.image_size} x {vision.image_size} pixels in patches of {vision.patch_size}"
+    for name, section in model.perception.items():
+        encoder, connector = section.encoder, section.connector
+        shape = " x ".join(map(str, section.shape))
+        table[name] = (
+            f"{encoder.kind}, {encoder.layers} layers of width {encoder.width}, reads {shape}; "
+            f"{connector.kind}, {section.tokens} vectors an item"
         )
-        table["connector"] = f"{connector.kind}, {connector.tokens} vectors an image"
-    notes = NOTES[target].replace("{tokens}", str(model.connector.tokens))
-    if target == "hf-kosmos2" and len(record.tokenizer.tags) == len(TAGS):
+    notes = _filled(NOTES[target], model)
+    if target == "hf-kosmos2" and KOSMOS2_TAGS[0] not in record.tokenizer.tags:
         notes += NO_GROUNDING.format(first=record.tokenizer.size)
     return CARD.format(
         library="transformers" if target.startswith("hf-") else "pytorch",
-        task="text-generation" if decoder_only else "image-text-to-text",
+        task="image-text-to-text",
         name=config.name,
         step=record.step,
-        kind="The decoder of a KOSMOS-1 model" if decoder_only else "A KOSMOS-1 model: it reads text with images in it",
+        kind=f"A KOSMOS-1 model that reads {' and '.join(['text', *model.perception])}",
         parameters=sum(map(math.prod, shapes.values())),
         target=target,
         code=loading_code(model, target),
@@ -195,15 +160,12 @@ def loading_code(model, target: str) -> str:
     Args:
       model: config.model.
     """
-    values = {
-        "{tokens}": str(model.connector.tokens),
-        "{size}": str(model.vision.image_size),
-        "{positions}": XPOS if model.text.positions == "xpos" else SINUSOIDS,
-    }
-    code = LOADING[target]
-    for name, value in values.items():
-        code = code.replace(name, value)
-    return code
+    return _filled(LOADING[target], model)
+
+
+def _filled(text: str, model) -> str:
+    image = model.perception.get("image", {"tokens": 0, "shape": (0,)})
+    return text.replace("{tokens}", str(image["tokens"])).replace("{size}", str(image["shape"][0]))
 
 
 def _training(config, step: int) -> str:

@@ -1,7 +1,7 @@
 """Our parameters under the names of our PyTorch module, and those under the names that others use.
 
 The first step is mechanical: "decoder/layers/fc1/kernel" float[L, D, F] is L tensors "decoder.layers.{i}.fc1.weight"
-[F, D]. Of the vision tower's two stacks, `trunk` and `top`, PyTorch has one list. The second step is a chain of
+[F, D]. Of an encoder's two stacks, `trunk` and `top`, PyTorch has one list. The second step is a chain of
 substitutions for each foreign format; every format is a function from our PyTorch name to its own.
 """
 
@@ -13,9 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from einops import rearrange
 
-from kosmos_jax.model import STACKS
-
-STACKED = re.compile(rf"({'|'.join(STACKS)})/(.+)")
+STACKED = re.compile(r"(decoder/layers|[^/]+/(?:encoder/(?:trunk|top)|connector/layers))/(.+)")
 
 
 class Place(NamedTuple):
@@ -44,7 +42,7 @@ def torch_names(shapes: Mapping) -> dict[str, Place]:
     Args:
       shapes: path -> anything with a `shape`; see kosmos_jax.model.abstract_model.
     """
-    trunk = shapes["vision/trunk/norm1/scale"].shape[0] if "vision/trunk/norm1/scale" in shapes else 0
+    trunks = {path.partition("/")[0]: x.shape[0] for path, x in shapes.items() if path.endswith("/trunk/norm1/scale")}
     places = {}
     for path, leaf in shapes.items():
         stacked = STACKED.fullmatch(path)
@@ -54,8 +52,9 @@ def torch_names(shapes: Mapping) -> dict[str, Place]:
         for layer in layers:
             if stacked:
                 stack, rest = stacked.groups()
-                index = layer + trunk if stack == "vision/top" else layer
-                name = f"{stack.split('/')[0]}/layers/{index}/{rest}"
+                tower, _, last = stack.rpartition("/")
+                index = layer + trunks.get(tower.partition("/")[0], 0) if last == "top" else layer
+                name = f"{tower}/layers/{index}/{rest}"
             else:
                 name = path
             name = re.sub(r"/(kernel|scale)$|(?<=^embedding)$", "/weight", name).replace("/", ".")
@@ -90,25 +89,25 @@ torchscale = _chain(
     (r"\b(fc[12])\.", r"ffn.\1."),
 )
 
-# transformers' CLIPVisionTransformer without a prefix ("pre_layrnorm" is how they spell it); the vision tower alone.
+# transformers' CLIPVisionTransformer without a prefix ("pre_layrnorm" is how they spell it); the encoder alone.
 clip = _chain(
     *_projections,
-    (r"^vision\.class_token$", "embeddings.class_embedding"),
-    (r"^vision\.positions$", "embeddings.position_embedding.weight"),
-    (r"^vision\.patch\.", "embeddings.patch_embedding."),
-    (r"^vision\.ln_pre\.", "pre_layrnorm."),
-    (r"^vision\.ln_post\.", "post_layernorm."),
-    (r"^vision\.", "encoder."),
+    (r"^image\.encoder\.class_token$", "embeddings.class_embedding"),
+    (r"^image\.encoder\.positions$", "embeddings.position_embedding.weight"),
+    (r"^image\.encoder\.patch\.", "embeddings.patch_embedding."),
+    (r"^image\.encoder\.ln_pre\.", "pre_layrnorm."),
+    (r"^image\.encoder\.ln_post\.", "post_layernorm."),
+    (r"^image\.encoder\.", "encoder."),
     (r"\bnorm([12])\.", r"layer_norm\1."),
     (r"\b(fc[12])\.", r"mlp.\1."),
 )
 
 # OpenAI's and open_clip's visual transformer, whose attention has one in_proj for query, key and value.
 openai = _chain(
-    (r"^vision\.class_token$", "class_embedding"),
-    (r"^vision\.positions$", "positional_embedding"),
-    (r"^vision\.patch\.", "conv1."),
-    (r"^vision\.", ""),
+    (r"^image\.encoder\.class_token$", "class_embedding"),
+    (r"^image\.encoder\.positions$", "positional_embedding"),
+    (r"^image\.encoder\.patch\.", "conv1."),
+    (r"^image\.encoder\.", ""),
     (r"^layers\.", "transformer.resblocks."),
     (r"\bnorm([12])\.", r"ln_\1."),
     (r"\bfc1\.", "mlp.c_fc."),
@@ -117,18 +116,18 @@ openai = _chain(
     (r"\battention\.out\.", "attn.out_proj."),
 )
 
-# The released connector, the same in transformers and unilm.
+# The released connector.
 _connector = _chain(
-    (r"^connector\.queries$", "latent_query"),
-    (r"^connector\.", ""),
+    (r"^image\.connector\.queries$", "latent_query"),
+    (r"^image\.connector\.", ""),
     *_projections,
     (r"^self_attn\.", "x_attn."),
 )
 
 
 def _by_tower(decoder: Callable, vision: Callable, connector: Callable) -> Callable[[str], str]:
-    towers = {"vision": vision, "connector": connector}
-    return lambda name: towers.get(name.partition(".")[0], decoder)(name)
+    towers = {"image.encoder": vision, "image.connector": connector}
+    return lambda name: towers.get(".".join(name.split(".")[:2]), decoder)(name)
 
 
 # transformers' Kosmos2ForConditionalGeneration.
@@ -138,25 +137,13 @@ kosmos2 = _by_tower(
     connector=lambda name: "image_to_text_projection." + _connector(name),
 )
 
-# The checkpoint of microsoft/unilm, kosmos-2: OpenAI's vision names but for attention, which is torchscale's.
-_unilm_vision = _chain((r"\battn\.(q|k|v)(uery|ey|alue)\.", r"ts_attn.\1_proj."), (r"\battn\.", "ts_attn."))
-unilm = _by_tower(
-    decoder=lambda name: "gpt_model.decoder." + torchscale(name),
-    vision=lambda name: "img_model.visual." + _unilm_vision(openai(name)),
-    connector=lambda name: "img_connector." + _connector(name),
-)
 
-
-def is_vision(name: str) -> bool:
-    return name.startswith("vision.")
-
-
-def is_decoder(name: str) -> bool:
-    return name.startswith(("decoder.", "embedding."))
+def is_clip(name: str) -> bool:
+    return name.startswith("image.encoder.")
 
 
 # The patch embedding: a linear layer in our module, [d, p * p * 3], and a convolution everywhere else, [d, 3, p, p].
-PATCH = "vision.patch.weight"
+PATCH = "image.encoder.patch.weight"
 
 
 def convolution_shape(shape: tuple[int, int]) -> tuple[int, int, int, int]:

@@ -6,7 +6,6 @@ from kosmos_jax.errors import UserError
 
 # Where `pip install NAME` is not what we say.
 INSTALL = dict.fromkeys(("safetensors", "tokenizers", "torch", "transformers"), "'kosmos_jax[torch]'")
-INSTALL["torchscale"] = "--no-deps torchscale==0.3.0"
 
 
 def needed(name: str):

@@ -9,7 +9,7 @@ from typing import Any
 
 from data_pipeline.tokenizer import Tokenizer
 from kosmos_jax.interop import model_card, tokenizer_json
-from kosmos_jax.model.vision import PIXEL_MEAN, PIXEL_STD
+from kosmos_jax.model.perception.clip import PIXEL_MEAN, PIXEL_STD
 
 SENTENCEPIECE = "sentencepiece.bpe.model"  # the published file's name
 PROCESSORS = {"hf-kosmos2": "Kosmos2Processor", "hf-remote-code": "KosmosJaxProcessor"}
@@ -25,9 +25,8 @@ def write_files(out: Path, record, target: str) -> None:
     Raises:
       UserError: a package is missing, or the tokenizer is of a kind that cannot be written; see tokenizer_json.build.
     """
-    if target != "torchscale":
-        tokenizer_json.build(record.tokenizer, kosmos2=target == "hf-kosmos2").save(str(out / "tokenizer.json"))
-        record.tokenizer.save(out / SENTENCEPIECE)
+    tokenizer_json.build(record.tokenizer, kosmos2=target == "hf-kosmos2").save(str(out / "tokenizer.json"))
+    record.tokenizer.save(out / SENTENCEPIECE)
     if target in PROCESSORS:
         write_tokenizer_config(out, record.tokenizer, target)
         write_preprocessor_config(out, record.config.model, target)
@@ -63,7 +62,8 @@ def write_preprocessor_config(out: Path, model, target: str) -> None:
     Args:
       model: config.model.
     """
-    size = dict(height=model.vision.image_size, width=model.vision.image_size)
+    image = model.perception.image
+    size = dict(height=image.shape[0], width=image.shape[1])
     if target == "hf-kosmos2":
         config = dict(
             image_processor_type="CLIPImageProcessor",
@@ -79,7 +79,7 @@ def write_preprocessor_config(out: Path, model, target: str) -> None:
             processor_class=PROCESSORS[target],
             auto_map=dict(AutoProcessor=f"{code}Processor", AutoImageProcessor=f"{code}ImageProcessor"),
             size=size,
-            num_image_tokens=model.connector.tokens,
+            num_image_tokens=image.tokens,
         )
     _write_json(out / "preprocessor_config.json", config)
 

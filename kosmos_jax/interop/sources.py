@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from flax.traverse_util import flatten_dict
+
 from kosmos_jax.errors import UserError
 from kosmos_jax.interop import fields, names
 from kosmos_jax.interop.fields import Fields
@@ -18,7 +20,7 @@ class Source(NamedTuple):
 
     Attributes:
       tensors: by the names in the file, or by those that a fused one is taken apart into.
-      sections: those of config.model that the file decides, e.g. {"vision": {...}}.
+      sections: what of config.model the file decides, e.g. {"perception": {"image": {"encoder": {...}}}}.
       rename: our PyTorch name -> the name in the file.
       ignored: names in the file that carry nothing we need.
       head: the output layer, where the file may have one: it must be the embedding, as it is here.
@@ -63,12 +65,30 @@ def _read(path: Path, table: Fields, *keys: str, required: bool = False) -> dict
 
 
 def _our_sections(path: Path, *keys: str) -> dict[str, dict[str, Any]]:
-    """The sections that `kosmos export` wrote, complete."""
+    """The sections that `kosmos export` wrote, complete; a modality is one that this version has an encoder for."""
     from configs import kosmos1
+    from kosmos_jax.model import perception
 
-    ours = kosmos1.model()
-    tables = {name: Fields({key: (key, value) for key, value in ours[name].items()}) for name in fields.SECTIONS}
-    return {name: _read(path, table, *keys, name, required=True) for name, table in tables.items()}
+    text = Fields({key: (key, value) for key, value in kosmos1.model()["text"].items()})
+    sections = {"text": _read(path, text, *keys, "text", required=True), "perception": {}}
+    found = _config(path, *keys, "perception")
+    for name, section in found.items() if isinstance(found, Mapping) else ():
+        where = f"{beside(path, CONFIG)}: {'.'.join([*keys, 'perception', name])}"
+        flat = flatten_dict(section, sep=".") if isinstance(section, Mapping) else {}
+        wanted = perception.keys(section) if flat else []
+        problems = [f"{key} is missing" for key in wanted if key not in flat]
+        problems += [f"{key} ({flat[key]!r:.40}) is unknown" for key in flat if key not in wanted]
+        problems += [] if isinstance(flat.get("shape"), list) else ["shape must be a list"]
+        if problems or not flat:
+            raise UserError(f"{where}: no such model can be imported:\n    " + "\n    ".join(problems))
+        sections["perception"][name] = section | {"shape": tuple(section["shape"])}
+    return sections
+
+
+def _image(vision: dict[str, Any], **more) -> dict[str, Any]:
+    """A modality's section from the fields of a vision transformer."""
+    size = vision.pop("image_size")
+    return {"image": dict(shape=(size, size, 3), encoder=dict(kind="clip", **vision), **more)}
 
 
 def _remote_code(path: Path, weights: Weights) -> Source:
@@ -88,14 +108,17 @@ def _kosmos2(path: Path, weights: Weights) -> Source:
     """By transformers' Kosmos2Config; what a config.json leaves out has transformers' default."""
     _config(path, "model_type")
     file, config = beside(path, CONFIG), _config(path)
-    connector = _read(path, fields.KOSMOS2)
+    tokens = _read(path, fields.KOSMOS2)["tokens"]
     tables = dict(text_config=fields.KOSMOS2_TEXT, vision_config=fields.KOSMOS2_VISION)
     given = {key: {} if config.get(key) is None else config[key] for key in tables}
     text, vision = (table.read(given[key], f"{file}: {key}") for key, table in tables.items())
-    connector |= dict(kind="xconnector", heads=text["heads"], layers=1, dropout=text["attention_dropout"])
+    connector = dict(kind="xconnector", heads=text["heads"], layers=1, dropout=text["attention_dropout"])
     return Source(
         weights.tensors,
-        dict(text=text | dict(positions="sinusoidal"), vision=vision, connector=connector),
+        dict(
+            text=text | dict(positions="sinusoidal"),
+            perception=_image(vision, tokens=tokens, connector=connector),
+        ),
         names.kosmos2,
         ignored=re.compile(r"text_model\.model\.embed_positions\.weights|.*position_ids"),
         head="text_model.lm_head.weight",
@@ -116,32 +139,6 @@ def _clip_section(path: Path) -> dict[str, Any]:
 
 def _layers(tensors: Mapping[str, Tensor], pattern: str) -> int:
     return len({match[1] for name in tensors if (match := re.match(pattern, name))})
-
-
-def _unilm(path: Path, weights: Weights) -> Source:
-    """By the shapes, and by fairseq's arguments in the file; heads of 64, as in all of the family, without them."""
-    tensors, shape = weights.tensors, _shapes_of(path, weights.tensors)
-    vocabulary, width = shape("gpt_model.decoder.embed_tokens.weight")
-    table = fields.UNILM._replace(taken=dict(decoder_attention_heads=("heads", max(1, width // 64))))
-    heads = table.read_some(weights.arguments, str(path))["heads"]
-    sections = dict(
-        text=dict(
-            vocab_size=vocabulary,
-            width=width,
-            layers=_layers(tensors, r"gpt_model\.decoder\.layers\.(\d+)\."),
-            heads=heads,
-            ffn=shape("gpt_model.decoder.layers.0.ffn.fc1.weight")[0],
-            positions="sinusoidal",
-        ),
-        vision=_openai_section(path, "img_model.visual.", tensors, "quick_gelu"),
-        connector=dict(kind="xconnector", tokens=shape("img_connector.latent_query")[0], heads=heads, layers=1),
-    )
-    ignored = (
-        r"gpt_model\.decoder\.(version|embed_positions\._float_tensor|.*self_attn_sope\..*)"
-        r"|img_model\.visual\.proj|img_model\.(?!visual\.).*"
-    )
-    head = "gpt_model.decoder.output_projection.weight"
-    return Source(tensors, sections, names.unilm, re.compile(ignored), head)
 
 
 def _shapes_of(path: Path, tensors: Mapping[str, Tensor]) -> Callable[[str], tuple[int, ...]]:
@@ -190,7 +187,8 @@ def _clip(path: Path, weights: Weights) -> Source:
 def _tower(tensors: Mapping[str, Tensor], prefix: str, rename: Callable[[str], str], section, ignored: str) -> Source:
     """A vision tower whose names begin with `prefix`; what begins otherwise is another tower."""
     ignored = re.compile(rf"(?!{re.escape(prefix)}).*|{ignored}")
-    return Source(tensors, dict(vision=section), lambda name: prefix + rename(name), ignored, keeps=names.is_vision)
+    sections = dict(perception=_image(section))
+    return Source(tensors, sections, lambda name: prefix + rename(name), ignored, keeps=names.is_clip)
 
 
 def _open_clip_config(path: Path, tensors: Mapping[str, Tensor]) -> tuple[Mapping[str, Any], str]:
@@ -233,7 +231,6 @@ def _rows_from(tensor: Tensor, first: int, rows: int):
 # Kind -> function from the path and what lies there to the source; UserError where it is plainly of another kind.
 SOURCES: dict[str, Callable[[Path, Weights], Source]] = {
     "hf-kosmos2": _kosmos2,
-    "unilm": _unilm,
     "clip": _clip,
     "hf-remote-code": _remote_code,
     "torch": _torch,

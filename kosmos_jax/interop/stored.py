@@ -7,8 +7,9 @@ from tqdm import tqdm
 
 from kosmos_jax.checkpoint import ITEMS, assert_intact, read_run, reading
 from kosmos_jax.checksums import checksums
+from kosmos_jax.config import from_json
 from kosmos_jax.interop.tensors import read_json
-from kosmos_jax.model import STACKS
+from kosmos_jax.model import stacks
 
 
 class StoredArrays:
@@ -74,14 +75,16 @@ def assert_arrays_intact(directory: Path, items=ITEMS) -> tuple[int, int]:
       UserError: it cannot be read, or is damaged.
     """
     with reading(directory):
-        written = {item: sums for item, sums in read_run(directory)["checksums"].items() if item in items}
+        run = read_run(directory)
+        written = {item: sums for item, sums in run["checksums"].items() if item in items}
+        stacked = tuple(f"{path}/" for path in stacks(from_json(run["config"]).model))
     count, size = sum(map(len, written.values())), 0
     with tqdm(total=count, desc="checksums", unit=" arrays", delay=2, disable=None) as bar:
         for item, sums in written.items():
             stored = StoredArrays(directory / item)
             for name in sums:
                 found, words = 0, 0
-                for layer in range(stored.layers(name)) if name.startswith(STACKS) else (None,):
+                for layer in range(stored.layers(name)) if name.startswith(stacked) else (None,):
                     part = stored.read(name, layer)
                     # One name, so that each shape is compiled once.
                     found += checksums({"part": part}, first=words)["part"]

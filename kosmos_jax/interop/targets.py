@@ -3,8 +3,6 @@
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from kosmos_jax.interop import names
 
 
@@ -15,17 +13,13 @@ class Target(NamedTuple):
       rename: our PyTorch name -> the name in the file.
       config: (config.model, dtype) -> config.json.
       refusal: config.model -> why it cannot hold that model, with what to do instead; "" when it can.
-      keeps: which of our PyTorch names go in.
       convolution: whether the patch embedding is a convolution there, not a linear layer.
-      extra: (config.model) -> further tensors that the other side demands: name -> one of our names, or an array.
     """
 
     rename: Callable[[str], str]
     config: Callable[[Mapping, str], dict[str, Any]]
     refusal: Callable[[Mapping], str] = lambda model: ""
-    keeps: Callable[[str], bool] = lambda name: True
     convolution: bool = False
-    extra: Callable[[Mapping], dict[str, str | np.ndarray]] = lambda model: {}
 
 
 def plain(config) -> Any:
@@ -44,10 +38,14 @@ def _kosmos2_refusal(model) -> str:
     reasons = []
     if model.text.positions != "sinusoidal":
         reasons.append(f"model.text.positions is {model.text.positions!r} and Kosmos-2 there has sinusoids only")
-    if model.connector.kind != "xconnector":
-        reasons.append(f"model.connector.kind is {model.connector.kind!r} and it has the xconnector only")
-    if model.connector.heads != model.text.heads:
-        reasons.append(f"model.connector.heads is {model.connector.heads}, which must be model.text.heads there")
+    if set(model.perception) != {"image"}:
+        reasons.append(f"model.perception has {', '.join(model.perception) or 'nothing'} and it has images only")
+        return "; ".join(reasons) + "; --to hf-remote-code takes every model"
+    connector = model.perception.image.connector
+    if connector.kind != "xconnector":
+        reasons.append(f"the kind of the connector is {connector.kind!r} and it has the xconnector only")
+    if connector.heads != model.text.heads:
+        reasons.append(f"the connector's heads are {connector.heads}, which must be model.text.heads there")
     return "; ".join(reasons) + "; --to hf-remote-code takes every model" if reasons else ""
 
 
@@ -57,13 +55,14 @@ def kosmos2_config(model, dtype: str) -> dict[str, Any]:
     It asks for eager attention because SDPA gave wrong image vectors in transformers 4.52.1 to 5.22.2: in each section,
     since from 4.54 to 4.57 what the top says does not reach the sections.
     """
-    text, vision, eager = model.text, model.vision, dict(_attn_implementation="eager")
+    text, image, eager = model.text, model.perception.image, dict(_attn_implementation="eager")
+    vision = image.encoder
     return dict(
         architectures=["Kosmos2ForConditionalGeneration"],
         model_type="kosmos-2",
         **_for_transformers(dtype),
         **eager,
-        latent_query_num=model.connector.tokens,
+        latent_query_num=image.tokens,
         text_config=dict(
             model_type="kosmos_2_text_model",
             **eager,
@@ -91,45 +90,12 @@ def kosmos2_config(model, dtype: str) -> dict[str, Any]:
             num_hidden_layers=vision.layers,
             num_attention_heads=vision.heads,
             num_channels=3,
-            image_size=vision.image_size,
+            image_size=image.shape[0],
             patch_size=vision.patch_size,
             hidden_act=vision.activation,
             layer_norm_eps=1e-5,
         ),
     )
-
-
-def torchscale_config(model, dtype: str) -> dict[str, Any]:
-    """Arguments of torchscale.architecture.config.DecoderConfig, and the positions, which are none of them."""
-    text = model.text
-    decoder = dict(
-        decoder_embed_dim=text.width,
-        decoder_attention_heads=text.heads,
-        decoder_ffn_embed_dim=text.ffn,
-        decoder_layers=text.layers,
-        vocab_size=text.vocab_size,
-        max_target_positions=text.max_positions,
-        activation_fn="gelu",
-        dropout=text.dropout,
-        attention_dropout=text.attention_dropout,
-        decoder_normalize_before=True,
-        subln=True,
-        xpos_rel_pos=text.positions != "sinusoidal",
-        share_decoder_input_output_embed=True,
-        no_scale_embedding=False,
-        layernorm_eps=1e-5,
-    )
-    return dict(positions=text.positions, decoder=decoder)
-
-
-def _torchscale_extra(model) -> dict[str, str | np.ndarray]:
-    """The head, tied as it is, and the factors of xPos (torchscale/component/xpos_relative_position.py)."""
-    tied = {"output_projection.weight": "embedding.weight"}
-    if model.text.positions == "sinusoidal":
-        return tied
-    width = model.text.width // model.text.heads
-    scale = (np.arange(0, width, 2, dtype=np.float32) + 0.4 * width) / (1.4 * width)
-    return tied | {f"layers.{i}.self_attn.xpos.scale": scale for i in range(model.text.layers)}
 
 
 def _remote_code_config(model, dtype: str) -> dict[str, Any]:
@@ -147,7 +113,7 @@ def _remote_code_config(model, dtype: str) -> dict[str, Any]:
         pad_token_id=1,
         bos_token_id=0,
         eos_token_id=2,
-        **{section: plain(model[section]) for section in ("text", "vision", "connector")},
+        **{section: plain(model[section]) for section in ("text", "perception")},
     )
 
 
@@ -155,5 +121,4 @@ TARGETS = {
     "hf-kosmos2": Target(names.kosmos2, kosmos2_config, _kosmos2_refusal, convolution=True),
     "hf-remote-code": Target(lambda name: f"model.{name}", _remote_code_config),
     "torch": Target(lambda name: name, lambda model, dtype: dict(model=plain(model), dtype=dtype)),
-    "torchscale": Target(names.torchscale, torchscale_config, keeps=names.is_decoder, extra=_torchscale_extra),
 }

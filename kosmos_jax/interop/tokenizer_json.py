@@ -16,9 +16,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.tokenizer import KOSMOS2_TAGS, TAGS, Tokenizer
+from data_pipeline.tokenizer import Tokenizer
 from kosmos_jax.errors import UserError
 from kosmos_jax.interop.packages import needed
+from kosmos_jax.modality import KOSMOS2_TAGS, TAGS
 
 WALL, GAP = "\ufdd0", "\ufdd1"  # two of Unicode's noncharacters
 DELETED = "\x01-\x08\x0b\x0e-\x1f\x7f\x8f\x9f"  # by the table: control characters

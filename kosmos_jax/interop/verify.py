@@ -7,21 +7,19 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from PIL import Image
 
 from kosmos_jax import checkpoint
 from kosmos_jax.config import apply_overrides
-from kosmos_jax.inference.prompts import Encoded, collate, encode_prompt
+from kosmos_jax.inference.prompts import EncodedPrompt, collate, encode_prompt
 from kosmos_jax.interop.packages import needed
-from kosmos_jax.interop.tensors import read_json
 from kosmos_jax.model import abstract_model, with_parameters
-from kosmos_jax.model.vision import normalize_pixels
+from kosmos_jax.model.perception.clip import normalize_pixels
 
 # Largest difference of two logits that is allowed, as a share of the largest logit: rounding, of the arithmetic for
 # float32, of the stored weights for the other two (the arithmetic is float32 always).
 TOLERANCES = {"float32": 1e-5, "float16": 5e-3, "bfloat16": 4e-2}
 
-# (tokens, slots, normalised pixels or None, attention mask) -> logits, all of them tensors; images are [N, 3, H, W].
+# (tokens, slots, media by modality, attention mask) -> logits, all of them tensors; images are normalised [N, 3, H, W].
 Theirs = Callable[..., Any]
 
 
@@ -59,57 +57,62 @@ def verify(path, to: str, out: Path, dtype: str) -> list[Agreement]:
         kosmos = with_parameters(graph, params)
         return kosmos.logits(kosmos(*batch))
 
-    named = cases(model, restored.tokenizer)
-    if to == "torchscale":
-        named = named[:1]  # the decoder alone, which knows no padding either
+    named = cases(restored.tokenizer)
     # Here all rows are one batch: one program to compile, and the rows beside a row must not matter.
-    batch = collate([row for _, rows in named for row in rows], restored.tokenizer.pad, model.connector.tokens)
+    batch = collate([row for _, rows in named for row in rows], restored.tokenizer.pad, restored.tokenizer.modalities)
     ours_BTV, real_BT = np.asarray(logits(restored.params, batch)), batch.segments_BT > 0
     agreements, first = [], 0
     for case, rows in named:
         here = slice(first, first + len(rows))
         first += len(rows)
-        images = sum(len(row.images) for row in rows)
-        batch = collate(rows, restored.tokenizer.pad, model.connector.tokens)
+        batch = collate(rows, restored.tokenizer.pad, restored.tokenizer.modalities)
         ids = (batch.tokens_BT, batch.slots_BT, batch.segments_BT)
         tokens, slots, mask = (torch.from_numpy(array).long() for array in ids)
-        pixels = None
-        if images:
-            pixels_NCHW = normalize_pixels(batch.images_NHWC[:images]).transpose(0, 3, 1, 2)
-            pixels = torch.from_numpy(np.array(pixels_NCHW, order="C"))
+        media = {name: torch.from_numpy(AS_TORCH[name](items)) for name, items in batch.media.items()}
+        if media:  # transformers' Kosmos-2 takes as many images as it has slots for
+            last = next(reversed(media))
+            media[last] = media[last][: sum(len(row.media.get(last, ())) for row in rows)]
         with torch.inference_mode():
-            found_BTV = theirs(tokens, slots, pixels, mask).numpy()
+            found_BTV = theirs(tokens, slots, media, mask).numpy()
         ours, found = ours_BTV[here][real_BT[here]], found_BTV[batch.segments_BT > 0]
         agreements.append(agreement(case, ours, found))
     return agreements
 
 
-def cases(model, tokenizer) -> list[tuple[str, list[Encoded]]]:
-    """Batches by name: text, images, several of them in a row, rows of different lengths, a prompt in words."""
+def _pixels(images_NHWC: np.ndarray) -> np.ndarray:
+    return np.array(normalize_pixels(images_NHWC).transpose(0, 3, 1, 2), order="C")
+
+
+# By modality: what our encoder reads -> what PyTorch's reads.
+AS_TORCH = {"image": _pixels}
+
+
+def cases(tokenizer) -> list[tuple[str, list[EncodedPrompt]]]:
+    """Batches by name: text, items of each modality, several in a row, rows of different lengths, a prompt in words."""
     draw = np.random.default_rng(0)
-    size, q = model.vision.image_size, model.connector.tokens
-    first_piece = tokenizer.unk + 1
+    found, first_piece = tokenizer.modalities, tokenizer.unk + 1
 
-    def row(length: int, *places: int) -> Encoded:
-        """`length` random tokens with an image before each of `places`."""
-        tokens, slots, start = [tokenizer.bos], [-1], 0
+    def row(length: int, *places: int) -> EncodedPrompt:
+        """`length` random tokens with an item before each of `places`, of each modality in turn."""
+        tokens, kinds, starts, media, start = [tokenizer.bos], [], [], {}, 0
         for m, place in enumerate((*places, length)):
-            text = draw.integers(first_piece, tokenizer.mask, place - start)
-            tokens, slots, start = [*tokens, *text], [*slots, *[-1] * len(text)], place
+            tokens, start = [*tokens, *draw.integers(first_piece, tokenizer.mask, place - start)], place
             if m < len(places):
-                tokens += [tokenizer.image] * (q + 1) + [tokenizer.image_end]
-                slots += [-1, *range(m * q, (m + 1) * q), -1]
-        pixels = draw.integers(0, 256, (len(places), size, size, 3), np.uint8)
-        return Encoded(np.array(tokens, np.int32), np.array(slots, np.int32), pixels)
+                modality = found[m % len(found)]
+                opening, closing = (tokenizer.tag_ids[tag] for tag in modality.tags)
+                kinds.append(modality.name)
+                starts.append(len(tokens) + 1)
+                tokens += [opening] * (modality.tokens + 1) + [closing]
+                most = np.iinfo(modality.dtype).max
+                media.setdefault(modality.name, []).append(draw.integers(0, most, modality.shape, modality.dtype))
+        return EncodedPrompt(np.array(tokens, np.int32), tuple(kinds), np.array(starts, np.int32), media)
 
-    shades = np.linspace(0, 255, 90 * 60 * 3).reshape(60, 90, 3).astype(np.uint8)
-    prompt = [Image.fromarray(shades), "What is this? It is", Image.fromarray(shades[:, ::-1].copy()), "and more."]
     return [
         ("text", [row(31)]),
-        ("one image in a row", [row(20, 7)]),
-        ("several images in a row", [row(24, 0, 5, 24)]),
+        ("one item in a row", [row(20, 7)]),
+        ("several items in a row", [row(24, 0, 5, 24)]),
         ("rows of different lengths", [row(9), row(40, 3), row(3, 0, 0), row(22)]),
-        ("a prompt in words", [encode_prompt(prompt, tokenizer, model)]),
+        ("a prompt in words", [encode_prompt("What is this? It is, and more.", tokenizer)]),
     ]
 
 
@@ -148,10 +151,10 @@ def _kosmos2(out: Path) -> Theirs:
     load = needed("transformers").Kosmos2ForConditionalGeneration.from_pretrained
     model = load(out, dtype="float32").eval()
 
-    def logits(tokens, slots, pixels, mask):
-        if pixels is None:  # the whole model refuses to read without an image
+    def logits(tokens, slots, media, mask):
+        if not media:  # the complete model refuses to read without an image
             return model.text_model(input_ids=tokens, attention_mask=mask).logits
-        images = dict(pixel_values=pixels, image_embeds_position_mask=(slots >= 0).long())
+        images = dict(pixel_values=media["image"], image_embeds_position_mask=(slots >= 0).long())
         return model(input_ids=tokens, attention_mask=mask, **images).logits
 
     return logits
@@ -160,7 +163,10 @@ def _kosmos2(out: Path) -> Theirs:
 def _remote_code(out: Path) -> Theirs:
     load = needed("transformers").AutoModelForImageTextToText.from_pretrained
     model = load(out, trust_remote_code=True, dtype="float32").eval()
-    return lambda tokens, slots, pixels, mask: model(tokens, slots, pixels, mask).logits
+    inputs = {"image": "pixel_values"}
+    return lambda tokens, slots, media, mask: (
+        model(tokens, slots, attention_mask=mask, **{inputs[name]: items for name, items in media.items()}).logits
+    )
 
 
 def _torch(out: Path) -> Theirs:
@@ -170,30 +176,4 @@ def _torch(out: Path) -> Theirs:
     return module.load(out).float().eval()
 
 
-def _torchscale(out: Path) -> Theirs:
-    torch = needed("torch")
-    load_file, decoder = needed("safetensors.torch").load_file, needed("torchscale.architecture.decoder")
-    from torchscale.architecture.config import DecoderConfig
-
-    from kosmos_jax.model.positions import sinusoids
-
-    config = read_json(out / "config.json")
-    args = DecoderConfig(**config["decoder"])
-    width = args.decoder_embed_dim
-
-    class Sinusoids(torch.nn.Module):
-        def forward(self, tokens, incremental_state=None):
-            return torch.from_numpy(np.array(sinusoids(np.arange(tokens.shape[1])[None], width)))
-
-    model = decoder.Decoder(
-        args,
-        embed_tokens=torch.nn.Embedding(args.vocab_size, width),
-        embed_positions=None if config["positions"] == "xpos" else Sinusoids(),
-    )
-    state = {name: tensor for file in sorted(out.glob("*.safetensors")) for name, tensor in load_file(file).items()}
-    model.load_state_dict({name: tensor.float() for name, tensor in state.items()})
-    model.eval()
-    return lambda tokens, *others: model(tokens)[0]
-
-
-LOADERS = {"hf-kosmos2": _kosmos2, "hf-remote-code": _remote_code, "torch": _torch, "torchscale": _torchscale}
+LOADERS = {"hf-kosmos2": _kosmos2, "hf-remote-code": _remote_code, "torch": _torch}

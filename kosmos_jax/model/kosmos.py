@@ -1,4 +1,4 @@
-"""KOSMOS-1 whole: embed the tokens, put the images where they belong, decode, and read the vocabulary's scores."""
+"""The complete model: embed the tokens, put what was perceived where it belongs, decode, score the vocabulary."""
 
 import math
 
@@ -8,42 +8,12 @@ from einops import rearrange
 from flax import nnx
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from kosmos_jax.modality import PAD, modalities
+from kosmos_jax.model import merging, perception
 from kosmos_jax.model.attention import packed_attention
-from kosmos_jax.model.connector import CONNECTORS
 from kosmos_jax.model.decoder import Decoder
 from kosmos_jax.model.layers import dropout, split_key, unpinned
 from kosmos_jax.model.positions import sinusoids
-from kosmos_jax.model.vision import Vision
-
-PAD = 1
-# Paths of the modules whose every parameter has a leading axis of layers.
-STACKS = ("decoder/layers", "connector/layers", "vision/trunk", "vision/top")
-
-
-def merge_images(text_BTD, images_NQD, slots_BT):
-    """Puts image vectors where the token stream has image slots.
-
-    Args:
-      text_BTD: float[B, T, D], embedded tokens; whatever stands in a slot is overwritten.
-      images_NQD: float[N, Q, D], the images of the whole batch in one flat buffer.
-      slots_BT: int32[B, T], -1 for text, otherwise n * Q + q: image n's q-th vector.
-
-    With Q = 2, one image in row 0 and two in row 1 (t is text):
-
-        tokens   t  <0> <0>  t   t          <1> <1>  t  <2> <2>
-        slots   -1   0   1  -1  -1           2   3  -1   4   5
-
-    A gather and a select rather than a scatter, which is slow on TPU. Text asks for a vector beyond the last, which the
-    backward pass drops instead of adding zeros to some image; with no image in the batch (every slot -1) the gradient
-    of the images is zero.
-
-    Returns:
-      float[B, T, D], the dtype of `text_BTD`.
-    """
-    flat = rearrange(images_NQD, "n q d -> (n q) d")
-    slots_or_beyond_BT = jnp.where(slots_BT >= 0, slots_BT, flat.shape[0])
-    picked_BTD = jnp.take(flat, slots_or_beyond_BT, axis=0, mode="fill", fill_value=0)
-    return jnp.where((slots_BT >= 0)[..., None], picked_BTD.astype(text_BTD.dtype), text_BTD)
 
 
 def compute_dtype(name: str):
@@ -56,9 +26,12 @@ def compute_dtype(name: str):
 class Kosmos(nnx.Module):
     """The model of `config.model`; parameters in float32, arithmetic in `config.dtype`.
 
-    `constrain(x, name)` pins the sharding of an activation: "act_btd" for the decoder's stream, "images_nqd" for image
-    vectors, and those between. The default does nothing; kosmos_jax.parallel.sharding has the names and makes one for a
-    mesh, and kosmos_jax.parallel.attention an `attention` for its devices.
+    Each modality of the config is a `Perception` under its own name, so that the parameters of images are those whose
+    paths begin with image/.
+
+    `constrain(x, name)` pins the sharding of an activation: "act_btd" for the decoder's stream, "items_npd" for an
+    encoder's, and those between. The default does nothing; kosmos_jax.parallel.sharding has the names and makes one for
+    a mesh, and kosmos_jax.parallel.attention an `attention` for its devices.
     """
 
     def __init__(self, config, rngs: nnx.Rngs, constrain=unpinned, attention=packed_attention):
@@ -66,58 +39,65 @@ class Kosmos(nnx.Module):
         self.config = config
         self.dtype = dtype
         self.constrain = constrain
+        self.modalities = modalities(config)
         table_VD = jax.random.normal(rngs.params(), (text.vocab_size, text.width)) * text.width**-0.5
         self.embedding = nnx.Param(table_VD.at[PAD].set(0.0))
-        self.vision = Vision(config.vision, rngs, dtype, constrain)
-        make_connector = CONNECTORS[config.connector.kind]
-        self.connector = make_connector(config.connector, config.vision.width, text.width, rngs, dtype)
+        for name in (modality.name for modality in self.modalities):
+            setattr(self, name, perception.Perception(config.perception[name], text.width, rngs, dtype, constrain))
         self.decoder = Decoder(text, rngs, dtype, constrain, attention)
 
-    def encode_images(self, images_NHWC, *, key=None):
-        """uint8 (or normalised float) [N, H, W, 3] -> float[N, Q, D], as the decoder's stream wants them."""
-        features = self.vision(images_NHWC, remat=self.config.remat, unroll=self.config.scan_unroll)
-        return self.constrain(self.connector(features, key=key), "images_nqd")
-
-    def embed(self, tokens_BT, slots_BT, images_NQD, positions_BT, *, key=None):
-        """Token and image vectors in one stream, scaled by sqrt(D) (the images too), with positions added.
+    def perceive(self, media, *, key=None):
+        """The table of all vectors of all items of a batch, in the order of `modality.Table`.
 
         Args:
-          tokens_BT: int32[B, T]; the value in an image slot does not matter.
-          slots_BT: int32[B, T], see `merge_images`.
-          images_NQD: float[N, Q, D], or None for a stream without images.
+          media: by modality, [N, *shape]; a modality may be missing.
+          key: dropout key, or None.
+
+        Returns:
+          float[M, D], or None when there are no media.
+        """
+        names = [modality.name for modality in self.modalities if modality.name in media]
+        remat, unroll = self.config.remat, self.config.scan_unroll
+        tables = []
+        for name, own_key in zip(names, split_key(key, len(names)), strict=True):
+            vectors_NQD = getattr(self, name)(media[name], key=own_key, remat=remat, unroll=unroll)
+            tables.append(rearrange(merging.by_width(vectors_NQD, self.constrain), "n q d -> (n q) d"))
+        return jnp.concatenate(tables) if tables else None
+
+    def embed(self, tokens_BT, slots_BT, vectors_MD, positions_BT, *, key=None):
+        """Vectors of tokens and items in one stream, scaled by sqrt(D) (the items too), with positions added.
+
+        Args:
+          tokens_BT: int32[B, T]; the value in an item's slot does not matter.
+          slots_BT: int32[B, T], see `merging.merge`.
+          vectors_MD: float[M, D], see `perceive`, or None for a stream of text alone.
           positions_BT: int32[B, T], 0 for a document's first token.
           key: dropout key, or None.
 
         Returns:
           float[B, T, D].
         """
-        text = self.config.text
-        tokens_BT = self.constrain(tokens_BT, "looked_up_bt")
-        x_BTD = jnp.take(self.embedding[...], tokens_BT, axis=0).astype(self.dtype)
-        x_BTD = self.constrain(x_BTD, "embedded_btd")
-        if images_NQD is not None:
-            slots_BT = self.constrain(slots_BT, "looked_up_bt")
-            images_NQD = self.constrain(self.constrain(images_NQD, "images_by_copy_nqd"), "embedded_nqd")
-            x_BTD = self.constrain(merge_images(x_BTD, images_NQD, slots_BT), "embedded_btd")
-        x_BTD = self.constrain(x_BTD * math.sqrt(text.width), "act_btd")
+        text, table_VD = self.config.text, self.embedding[...]
+        x_BTD = merging.look_up(table_VD, tokens_BT, slots_BT, vectors_MD, self.dtype, self.constrain)
+        x_BTD = x_BTD * math.sqrt(text.width)
         if text.positions != "xpos":
             x_BTD = x_BTD + sinusoids(positions_BT, text.width).astype(x_BTD.dtype)
         return dropout(x_BTD, text.dropout, key)
 
-    def __call__(self, tokens_BT, segments_BT, positions_BT, slots_BT=None, images_NHWC=None, *, key=None):
-        """Hidden states of whole rows; `logits` turns them into scores.
+    def __call__(self, tokens_BT, segments_BT, positions_BT, slots_BT=None, media=None, *, key=None):
+        """Hidden states of complete rows; `logits` turns them into scores.
 
         Args:
           tokens_BT, segments_BT, positions_BT, slots_BT: int32[B, T], see data_pipeline's batch.
-          images_NHWC: uint8[N, H, W, 3] or None for text alone.
+          media: by modality, [N, *shape]; None for text alone.
           key: dropout key; None for no dropout.
 
         Returns:
           float[B, T, D].
         """
-        connector_key, embed_key, decoder_key = split_key(key, 3)
-        images_NQD = None if images_NHWC is None else self.encode_images(images_NHWC, key=connector_key)
-        x_BTD = self.embed(tokens_BT, slots_BT, images_NQD, positions_BT, key=embed_key)
+        perceive_key, embed_key, decoder_key = split_key(key, 3)
+        vectors_MD = self.perceive(media or {}, key=perceive_key)
+        x_BTD = self.embed(tokens_BT, slots_BT, vectors_MD, positions_BT, key=embed_key)
         remat, unroll = self.config.remat, self.config.scan_unroll
         return self.decoder(x_BTD, segments_BT, positions_BT, key=decoder_key, remat=remat, unroll=unroll)
 
@@ -125,6 +105,12 @@ class Kosmos(nnx.Module):
         """float[..., D] -> float32[..., V]: the product with the embedding table, which the head shares."""
         table_VD = self.embedding[...].astype(self.dtype)
         return jnp.einsum("...d,vd->...v", hidden, table_VD, preferred_element_type=jnp.float32)
+
+
+def stacks(config) -> tuple[str, ...]:
+    """Paths of the modules of `config.model` whose every parameter has a leading axis of layers."""
+    found = [f"{m.name}/{path}" for m in modalities(config) for path in perception.stacks(config.perception[m.name])]
+    return ("decoder/layers", *found)
 
 
 def parameters(model: Kosmos) -> dict[str, jax.Array]:

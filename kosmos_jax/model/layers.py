@@ -4,8 +4,6 @@ Flax and PyTorch disagree on LayerNorm's epsilon (1e-6, 1e-5), on GELU (tanh app
 layer is initialised. The released code of the Kosmos family is PyTorch, so PyTorch's choice is the default here.
 """
 
-from dataclasses import dataclass
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -63,21 +61,14 @@ def dropout(x, rate: float, key):
     return jnp.where(octets < kept, x * (256 / kept), 0.0).astype(x.dtype)
 
 
-@dataclass(frozen=True)
-class Unpinned:
-    """The `constrain` of a model that lives on one device: leaves every activation where it is.
-
-    Attributes:
-      splits: how many copies of the state there are, how many ways rows are split inside one, and a row's tokens.
-    """
-
-    splits: tuple[int, int, int] = (1, 1, 1)
-
-    def __call__(self, x, name: str):
-        return x
+def unpinned(x, name: str):
+    """The `constrain` of a model that lives on one device: leaves every activation where it is."""
+    return x
 
 
-unpinned = Unpinned()
+def layer_flops(width: int, ffn: int, seen: float) -> float:
+    """Forward, of one transformer layer for one token that looks at `seen` tokens; a multiply-add counts 2."""
+    return 2 * (4 * width**2 + 2 * width * ffn) + 2 * 2 * width * seen
 
 
 def split_key(key, count: int):

@@ -9,10 +9,16 @@ import numpy as np
 from einops import rearrange
 
 SCALE_BASE = 512
-# The middle of the positions that a config may ask for, see config_checks.XPOS_POSITIONS.
+# The middle of the positions for which xPos was measured; its scale leaves float32's range beyond twice as many.
 CENTRE = 16_384
 # fairseq counts positions from padding_idx + 1, and padding_idx is 1.
 SINUSOID_OFFSET = 2
+
+
+def most_positions(text) -> int:
+    """The tokens that a row, or a prompt with its continuation, may have, by `config.model.text`."""
+    limits = {"xpos": 2 * CENTRE, "sinusoidal": text.max_positions}
+    return limits.get(text.positions) or min(limits.values())
 
 
 def xpos_tables(positions_BT, head_width: int):

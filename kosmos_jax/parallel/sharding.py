@@ -11,7 +11,9 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from kosmos_jax.errors import UserError
+from kosmos_jax.model import stacks
 from kosmos_jax.model.layers import unpinned
+from kosmos_jax.model.perception import ENCODERS
 from kosmos_jax.parallel.mesh import ROWS
 
 
@@ -24,49 +26,46 @@ class Shardings:
     widen_df: P = P("fsdp", "tensor")
     narrow_fd: P = P("tensor", "fsdp")
     split_f: P = P("tensor")
-    whole: P = P()
+    conv_wdf: P = P(None, "fsdp", "tensor")
+    replicated: P = P()
     # Activations and batches. A is the axis of gradient accumulation.
     act_btd: P = P(ROWS, "context", None)
-    # While text and images are looked up and merged, the width is split and not the rows: what tokens look up lies on
-    # their own device, and so does what their gradients are added to. One exchange inside a copy leads to act_btd.
+    # While tokens and items are looked up, the width is split and not the rows; see kosmos_jax/model/merging.py.
     looked_up_bt: P = P("data", "context")
     embedded_btd: P = P("data", "context", "fsdp")
-    # Images come there in two steps, inside a copy of the state and then between copies: in one step XLA would first
-    # give all of them whole to every device.
-    images_by_copy_nqd: P = P("data", None, "fsdp")
+    items_by_copy_nqd: P = P("data", None, "fsdp")
     embedded_nqd: P = P(None, None, "fsdp")
     heads_bthk: P = P(ROWS, "context", "tensor", None)
     keys_bthk: P = P(ROWS, None, "tensor", None)
-    images_nqd: P = P(ROWS, None, None)
-    # The output head: the table whole but for its vocabulary; the gradients of it that each device has by itself, and
+    items_npd: P = P(ROWS, None, None)
+    # The output head: the table split by vocabulary alone; the gradients of it that each device has by itself, and
     # those that each copy of the state has after the exchange inside it.
     head_vd: P = P("tensor", None)
     partial_rdv: P = P((*ROWS, "context"), None, "tensor")
     copies_cdv: P = P("data", "fsdp", "tensor")
     rows_ab: P = P(None, ROWS)
     rows_abt: P = P(None, ROWS, "context")
-    images_anhwc: P = P(None, ROWS)
+    items_an: P = P(None, ROWS)
 
 
-# A parameter's path and the name of its sharding; a stacked parameter (L first) has the same with L unsplit.
+# A parameter's path and the name of its sharding; a stacked parameter (L first) has the same with L unsplit. What an
+# encoder has beyond these it says itself (kosmos_jax/model/perception).
 PARAMETER_RULES = (
     (r"embedding", "embedding_vd"),
     (r".*/(query|key|value|fc1)/kernel", "widen_df"),
     (r".*/(out|fc2)/kernel", "narrow_fd"),
     (r".*/(query|key|value|fc1)/bias", "split_f"),
     (r".*/(inner_norm|ffn_inner_norm)/(scale|bias)", "split_f"),
-    (r".*/(out|fc2|dense)/bias", "whole"),
-    (r".*/(dense|patch)/kernel", "widen_df"),
-    (r"vision/(class_token|positions)|connector/queries", "whole"),
-    (r".*/(attention_norm|ffn_norm|final_norm|features_norm|queries_norm|norm1|norm2)/(scale|bias)", "whole"),
-    (r"vision/(ln_pre|ln_post)/(scale|bias)", "whole"),
+    (r".*/(out|fc2|dense)/bias", "replicated"),
+    (r".*/dense/kernel", "widen_df"),
+    (r".*/connector/queries", "replicated"),
+    (r".*/(attention_norm|ffn_norm|final_norm|features_norm|queries_norm|norm1|norm2)/(scale|bias)", "replicated"),
 )
 MIB = 2**20
-STACKED = re.compile(r"decoder/layers/.*|vision/(trunk|top)/.*|connector/layers/.*")
 
 
 def match_one(path: str, rules, what: str):
-    """The value of the one rule whose regular expression matches the whole path.
+    """The value of the one rule whose regular expression matches the entire path.
 
     Raises:
       UserError: no rule matches, or several do.
@@ -78,16 +77,36 @@ def match_one(path: str, rules, what: str):
     return found[0][1]
 
 
-def parameter_specs(shapes: Mapping[str, jax.ShapeDtypeStruct], mesh, shardings=None) -> dict[str, P]:
+def parameter_rules(model) -> tuple[tuple[str, str], ...]:
+    """The rules for the parameters of a `config.model`: the common ones and those of its encoders."""
+    own = [
+        (f"{name}/encoder/(?:{pattern})", sharding)
+        for name, section in model.perception.items()
+        for pattern, sharding in ENCODERS[section.encoder.kind].SHARDINGS
+    ]
+    return (*PARAMETER_RULES, *own)
+
+
+def parameter_specs(model, shapes: Mapping[str, jax.ShapeDtypeStruct], mesh, shardings=None) -> dict[str, P]:
     """The PartitionSpec of every parameter.
 
-    A dimension that its mesh axis does not divide stays whole; `assert_sharded` speaks up if that leaves much behind.
+    A dimension that its mesh axis does not divide stays replicated; `assert_sharded` speaks up if that leaves much
+    behind.
+
+    Args:
+      model: config.model.
+      shapes: path -> shape of a parameter.
+      mesh: the mesh, or an abstract one.
+      shardings: `Shardings`, or None for the default ones.
+
+    Raises:
+      UserError: a parameter matches no rule, or several.
     """
-    shardings = shardings or Shardings()
-    specs = {}
+    shardings, specs = shardings or Shardings(), {}
+    rules, stacked = parameter_rules(model), tuple(f"{path}/" for path in stacks(model))
     for path, leaf in shapes.items():
-        spec = getattr(shardings, match_one(path, PARAMETER_RULES, "sharding"))
-        spec = (None, *spec) if STACKED.fullmatch(path) else tuple(spec)
+        spec = getattr(shardings, match_one(path, rules, "sharding"))
+        spec = (None, *spec) if path.startswith(stacked) else tuple(spec)
         specs[path] = fitting(spec, leaf.shape, mesh)
     return specs
 
@@ -115,9 +134,9 @@ def like_parameters(tree, shapes, specs: Mapping[str, P], mesh):
 
 
 def assert_sharded(tree, shardings, mesh, tolerance=0.02):
-    """Stops when arrays that hold more than `tolerance` of all bytes together would be whole on every device.
+    """Stops when arrays that hold more than `tolerance` of all bytes together would be replicated on every device.
 
-    Arrays below a MiB, such as norms and biases, may be whole, unless one of them alone holds as much.
+    Arrays below a MiB, such as norms and biases, may be replicated, unless one of them alone holds as much.
 
     Raises:
       UserError: naming the largest of the arrays; only where the mesh splits parameters at all.
@@ -137,7 +156,7 @@ def assert_sharded(tree, shardings, mesh, tolerance=0.02):
         named = "; ".join(f"{name} ({100 * size / sum(sizes):.1f}% of all bytes)" for size, name in largest)
         more = f", and {len(whole) - 3} more" if len(whole) > 3 else ""
         raise UserError(
-            f"on mesh {dict(mesh.shape)} these arrays would be copied whole to every device: {named}{more}. "
+            f"on mesh {dict(mesh.shape)} these arrays would be replicated on every device: {named}{more}. "
             "Choose mesh.fsdp that divides the model's widths (mesh.data takes the rest of the devices), and "
             "mesh.tensor that divides model.text.vocab_size too"
         )
@@ -149,11 +168,6 @@ class Pinned:
 
     mesh: jax.sharding.Mesh
     shardings: Shardings = Shardings()
-
-    @property
-    def splits(self) -> tuple[int, int, int]:
-        """See `Unpinned`."""
-        return self.mesh.shape["data"], self.mesh.shape["fsdp"], self.mesh.shape["context"]
 
     def __call__(self, x, name: str):
         spec = fitting(getattr(self.shardings, name), x.shape, self.mesh)

@@ -103,7 +103,8 @@ def mesh_sizes(config, topology: Topology, mesh_name: str) -> dict[str, int]:
     Raises:
       UserError: there is no such preset.
     """
-    widths = math.gcd(config.model.text.width, config.model.vision.width)
+    encoders = (section.encoder.width for section in config.model.perception.values())
+    widths = math.gcd(config.model.text.width, *encoders)
     return preset(mesh_name, topology.domain, topology.domains, widths)
 
 
@@ -139,7 +140,7 @@ def make_plan(config, topology: Topology) -> Plan:
     """
     mesh = make_mesh(config.mesh, make_devices(topology))
     step, batch = make_step(config, mesh), batch_shapes(config, mesh)
-    arguments = memory.argument_bytes(step, batch, batch_shardings(mesh))
+    arguments = memory.argument_bytes(step, batch, batch_shardings(config.model, mesh))
     plan = partial(_plan, config, topology, mesh, step, batch)
     empty = plan(memory.without_program(arguments, 0), 0.0, notes=(NOT_ASKED,))
     if not empty.state_fits:
@@ -171,7 +172,7 @@ def _plan(config, topology, mesh, step, batch, held, compile_seconds, **examined
             "model": config.name,
             "rows": config.data.batch_rows,
             "seq_len": config.data.seq_len,
-            "images": int(np.prod(batch["images"].shape[:2])),
+            **{f"{name} items": int(np.prod(items.shape[:2])) for name, items in batch["media"].items()},
             "microbatches": config.training.microbatches,
             "remat": config.model.remat,
         },
@@ -186,8 +187,9 @@ def _plan(config, topology, mesh, step, batch, held, compile_seconds, **examined
 
 def model_flops(config, step, batch) -> dict[str, float]:
     """By tower, as if every place of the batch were filled."""
-    tokens, images = np.prod(batch["tokens"].shape), np.prod(batch["images"].shape[:2])
-    return step_flops(config.model, list(step.abstract.trainable), config.data.seq_len, float(tokens), float(images))
+    tokens = float(np.prod(batch["tokens"].shape))
+    items = {name: float(np.prod(array.shape[:2])) for name, array in batch["media"].items()}
+    return step_flops(config.model, list(step.abstract.trainable), config.data.seq_len, tokens, items)
 
 
 def _examined(compiled, config, topology, mesh, step, batch) -> dict:

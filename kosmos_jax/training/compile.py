@@ -3,15 +3,14 @@
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from data_pipeline.mixture import batch_layout
-from data_pipeline.pipeline import DTYPES
 from kosmos_jax.parallel.flags import compiler_options
 from kosmos_jax.parallel.mesh import row_shards
 from kosmos_jax.training.feed import batch_shardings
+from kosmos_jax.training.loss import layout_on
 from kosmos_jax.training.optimizer import learning_rate, make_optimizer
 from kosmos_jax.training.state import TrainState, state_shardings
 from kosmos_jax.training.step import make_train_step
@@ -46,20 +45,20 @@ def make_step(config, mesh) -> Step:
     graph, abstract, shardings = state_shardings(config, optimizer, mesh)
     schedule = learning_rate(training.optimizer, training.steps)
     function = jax.jit(
-        make_train_step(graph, optimizer, config, schedule, sorted(config.data.sources)),
+        make_train_step(graph, optimizer, config, schedule, sorted(config.data.sources), layout_on(mesh)),
         donate_argnums=0,
-        in_shardings=(shardings, batch_shardings(mesh)),
+        in_shardings=(shardings, batch_shardings(config.model, mesh)),
         out_shardings=(shardings, NamedSharding(mesh, P())),
         compiler_options=compiler_options(mesh),
     )
     return Step(function, graph, optimizer, abstract, shardings)
 
 
-def batch_shapes(config, mesh) -> dict[str, jax.ShapeDtypeStruct]:
-    """The arrays of a global batch, as `Mixture.shapes` has them.
+def batch_shapes(config, mesh) -> dict:
+    """The arrays of a global batch as jax.ShapeDtypeStruct, as `Mixture.arrays` has them.
 
     Raises:
       UserError: rows cannot be divided over microbatches and devices, or a source gets none.
     """
-    shapes = batch_layout(config, row_shards(mesh)).shapes
-    return {name: jax.ShapeDtypeStruct(shapes[name], np.dtype(dtype)) for name, dtype in DTYPES.items()}
+    arrays = batch_layout(config, row_shards(mesh)).arrays
+    return jax.tree.map(lambda spec: jax.ShapeDtypeStruct(spec.shape, spec.dtype), arrays)

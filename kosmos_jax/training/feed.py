@@ -9,18 +9,24 @@ from functools import partial
 import jax
 
 from data_pipeline.pipeline import batches
-from kosmos_jax.parallel.sharding import NamedSharding, Shardings
+from kosmos_jax.parallel.sharding import NamedSharding, P, Shardings
 
 # How many batches wait on the devices.
 DEPTH = 2
 
 
-def batch_shardings(mesh, shardings=None) -> dict[str, NamedSharding]:
-    """Sharding of every array of a batch."""
+def batch_shardings(model, mesh, shardings=None) -> dict:
+    """Sharding of every array of a batch.
+
+    Args:
+      model: config.model, for the modalities.
+      mesh: the mesh.
+      shardings: `Shardings`, or None for the default ones.
+    """
     names = Shardings() if shardings is None else shardings
     specs = dict.fromkeys(("tokens", "targets", "segment_ids", "positions", "slots"), names.rows_abt)
-    specs |= {"row_source": names.rows_ab, "images": names.images_anhwc}
-    return {name: NamedSharding(mesh, spec) for name, spec in specs.items()}
+    specs |= {"row_source": names.rows_ab, "media": dict.fromkeys(model.perception, names.items_an)}
+    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs, is_leaf=lambda spec: isinstance(spec, P))
 
 
 def local_range(sharding, shape, axis: int) -> slice:
@@ -29,24 +35,24 @@ def local_range(sharding, shape, axis: int) -> slice:
     return slice(min(start for start, _, _ in parts), max(stop for _, stop, _ in parts))
 
 
-def place(arrays, shapes, shardings, offsets) -> dict[str, jax.Array]:
+def place(arrays, specs, shardings, offsets):
     """This process's part of a batch -> global arrays.
 
     Args:
-      arrays: name -> numpy array: the process's rows (or images) on axis 1.
-      shapes: name -> global shape.
-      shardings: name -> NamedSharding.
-      offsets: name -> the global index of the local arrays' first element on axis 1.
+      arrays: of numpy, the process's rows (or items) on axis 1.
+      specs: the same tree of what has the global `shape`.
+      shardings: the same tree of NamedSharding.
+      offsets: the same tree of int: the global index of the local array's first element on axis 1.
     """
 
-    def local(name, index):
-        start, stop, _ = index[1].indices(shapes[name][1])
-        return arrays[name][(index[0], slice(start - offsets[name], stop - offsets[name]), *index[2:])]
+    def put(array, spec, sharding, offset):
+        def local(index):
+            start, stop, _ = index[1].indices(spec.shape[1])
+            return array[(index[0], slice(start - offset, stop - offset), *index[2:])]
 
-    return {
-        name: jax.make_array_from_callback(shapes[name], shardings[name], lambda index, name=name: local(name, index))
-        for name in arrays
-    }
+        return jax.make_array_from_callback(spec.shape, sharding, local)
+
+    return jax.tree.map(put, arrays, specs, shardings, offsets)
 
 
 class Feed:
@@ -100,10 +106,14 @@ class Feed:
 
 
 def open_feed(mixture, mesh, first_step: int, last_step: int) -> Feed:
-    """A feed of this process's part of the batches first_step .. last_step - 1."""
-    shardings, shapes = batch_shardings(mesh), mixture.shapes
-    rows = local_range(shardings["tokens"], shapes["tokens"], 1)
-    images = local_range(shardings["images"], shapes["images"], 1)
-    offsets = {name: images.start if name == "images" else rows.start for name in shapes}
-    to_devices = partial(place, shapes=shapes, shardings=shardings, offsets=offsets)
-    return Feed(batches(mixture, first_step, last_step, rows=rows, images=images), to_devices)
+    """A feed of this process's part of the batches first_step .. last_step - 1.
+
+    Args:
+      mixture: data_pipeline.mixture.Mixture.
+      mesh: what the batches are placed on.
+      first_step, last_step: the range of steps.
+    """
+    specs, shardings = mixture.arrays, batch_shardings(mixture.config.model, mesh)
+    here = jax.tree.map(lambda spec, sharding: local_range(sharding, spec.shape, 1), specs, shardings)
+    to_devices = partial(place, specs=specs, shardings=shardings, offsets=jax.tree.map(lambda part: part.start, here))
+    return Feed(batches(mixture, first_step, last_step, rows=here["tokens"], items=here["media"]), to_devices)

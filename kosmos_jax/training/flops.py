@@ -4,61 +4,44 @@ A multiply-add counts 2. The backward pass costs twice the forward pass, and not
 parameter. Attention is causal, so a token looks at half a row on average. What remat computes again does not count.
 """
 
+from collections.abc import Mapping
 
-def _layer(width: int, ffn: int) -> float:
-    """The matrix products of one transformer layer, for one token."""
-    return 2 * (4 * width**2 + 2 * width * ffn)
+from kosmos_jax.modality import modalities
+from kosmos_jax.model import perception
+from kosmos_jax.model.layers import layer_flops
 
 
 def decoder_flops(text, seq_len: int) -> float:
     """Forward, for one token of a row of `seq_len`, the output head included."""
-    attention = 2 * 2 * text.width * seq_len / 2
-    return text.layers * (_layer(text.width, text.ffn) + attention) + 2 * text.width * text.vocab_size
+    return text.layers * layer_flops(text.width, text.ffn, seq_len / 2) + 2 * text.width * text.vocab_size
 
 
-def vision_flops(vision) -> dict[str, float]:
-    """Forward, for one image, split into the two stacks that freeze separately."""
-    patches = (vision.image_size // vision.patch_size) ** 2 + 1
-    layer = patches * (_layer(vision.width, vision.ffn) + 2 * 2 * vision.width * patches)
-    embed = 2 * (patches - 1) * 3 * vision.patch_size**2 * vision.width
-    return {
-        "vision/trunk": (vision.layers - vision.top_layers) * layer + embed,
-        "vision/top": vision.top_layers * layer,
-    }
-
-
-def connector_flops(model) -> float:
-    """Forward, for one image."""
-    vision, connector, width = model.vision, model.connector, model.text.width
-    patches, queries = (vision.image_size // vision.patch_size) ** 2 + 1, connector.tokens
-    context = patches + queries
-    dense = 2 * patches * vision.width * width
-    attention = 2 * (2 * queries + 2 * context) * width**2 + 2 * 2 * queries * context * width
-    if connector.kind == "xconnector":
-        return dense + attention
-    return dense + connector.layers * (attention + 2 * queries * 8 * width**2)
-
-
-def step_flops(model, trainable_paths, seq_len: int, tokens: float, images: float) -> dict[str, float]:
+def step_flops(model, trainable_paths, seq_len: int, tokens: float, items: Mapping[str, float]) -> dict[str, float]:
     """One training step, by tower.
 
     Args:
       model: config.model.
       trainable_paths: paths of the parameters that train.
       seq_len: length of a row.
-      tokens, images: how many real ones (no padding) the step read.
+      tokens: how many real ones (no padding) the step read.
+      items: how many real ones, by modality.
 
     Returns:
-      tower -> FLOPs: "decoder", "connector", "vision/trunk", "vision/top".
+      tower -> FLOPs: "image/encoder/trunk", "image/encoder/top", "image/connector", "decoder".
     """
-    parts = [
-        *((name, images * flops) for name, flops in vision_flops(model.vision).items()),
-        ("connector", images * connector_flops(model)),
-        ("decoder", tokens * decoder_flops(model.text, seq_len)),
-    ]
-    factor, result = 1, {}
-    for name, forward in parts:  # from the pixels upwards: once something trains, all above it has a backward pass
-        owned = [p for p in trainable_paths if p.startswith(name) or (name == "decoder" and p == "embedding")]
-        factor = 3 if owned or factor == 3 else 1
-        result[name] = factor * forward
+    result, any_trains = {}, False
+
+    def add(tower, forward, below_trains, owned):
+        # Once something trains, all above it has a backward pass.
+        trains = below_trains or any(path.startswith(owned) for path in trainable_paths)
+        result[tower] = (3 if trains else 1) * forward
+        return trains
+
+    for modality in modalities(model):
+        trains = False
+        for part, forward in perception.flops(model.perception[modality.name], model.text.width).items():
+            tower = f"{modality.name}/{part}"
+            trains = add(tower, items[modality.name] * forward, trains, f"{tower}/")
+        any_trains |= trains
+    add("decoder", tokens * decoder_flops(model.text, seq_len), any_trains, ("decoder/", "embedding"))
     return result

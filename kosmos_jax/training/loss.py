@@ -1,5 +1,7 @@
 """Cross-entropy over a large vocabulary, without an array of all scores."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 import jax
@@ -7,6 +9,7 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from kosmos_jax.model.layers import unpinned
+from kosmos_jax.parallel.sharding import constrain_with
 
 # The vocabulary is filled up to a multiple of this, so that any mesh can split it; KOSMOS-1's 64,007 ids are odd.
 VOCABULARY_MULTIPLE = 128
@@ -18,6 +21,31 @@ def chunk_length(tokens: int, wanted: int) -> int:
     return next(size for size in range(wanted, 0, -1) if tokens % size == 0)
 
 
+@dataclass(frozen=True)
+class Layout:
+    """How a mesh splits the tokens of a batch, for the loss.
+
+    Attributes:
+      copies: copies of the state, each with rows of its own.
+      inside: ways in which the rows of one copy are split.
+      parts: ways in which the tokens of a row are split.
+      constrain: pins shardings, see kosmos_jax/parallel/sharding.py.
+    """
+
+    copies: int = 1
+    inside: int = 1
+    parts: int = 1
+    constrain: Callable = unpinned
+
+
+ONE_DEVICE = Layout()
+
+
+def layout_on(mesh) -> Layout:
+    """The layout of the batches of a mesh."""
+    return Layout(mesh.shape["data"], mesh.shape["fsdp"], mesh.shape["context"], constrain_with(mesh))
+
+
 class _Chunks:
     """Cuts [B, T, ...] into [chunks, B, t, ...] for a loop. Every device has its part of each chunk.
 
@@ -27,10 +55,10 @@ class _Chunks:
         chunk   0 0 1 1 0 0 1 1
     """
 
-    def __init__(self, rows: int, tokens: int, wanted: int, splits: tuple[int, int, int]):
-        """Args: wanted: tokens of a chunk on each device, 0 for all. splits: see kosmos_jax.model.layers.Unpinned."""
-        copies, inside, parts = splits
-        self.copies, self.row_shards = (copies, copies * inside) if rows % (copies * inside) == 0 else (1, 1)
+    def __init__(self, rows: int, tokens: int, wanted: int, layout: Layout):
+        """Args: wanted: tokens of a chunk on each device, 0 for all."""
+        copies, shards, parts = layout.copies, layout.copies * layout.inside, layout.parts
+        self.copies, self.row_shards = (copies, shards) if rows % shards == 0 else (1, 1)
         self.parts = parts if tokens % parts == 0 else 1
         rows_here = rows // self.row_shards
         each = chunk_length(tokens // self.parts, max(1, wanted // rows_here) if wanted else 0)
@@ -59,7 +87,7 @@ def _scores(hidden_BtD, head_VD, targets_Bt, vocabulary: int):
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def cross_entropy(hidden_BTD, table_VD, targets_BT, chunk: int, constrain=unpinned):
+def cross_entropy(hidden_BTD, table_VD, targets_BT, chunk: int, layout: Layout = ONE_DEVICE):
     """Negative log-likelihoods of the targets, and their sum; B x T x V scores never exist at once.
 
     The gradients of the *sum* are made in the same pass that makes the loss, chunk by chunk, while the scores are at
@@ -71,13 +99,13 @@ def cross_entropy(hidden_BTD, table_VD, targets_BT, chunk: int, constrain=unpinn
       table_VD: float32[V, D], the embedding table; it multiplies in the dtype of `hidden_BTD`, its gradient is float32.
       targets_BT: int32[B, T], the token to predict, -1 for none.
       chunk: tokens that each device scores at once, at most (one of each of its rows at least); 0 for all.
-      constrain: pins shardings on a mesh, and knows how it splits the tokens.
+      layout: how a mesh splits the tokens.
 
     Returns:
       (float32[], the sum; float32[B, T], each target's own). Only the sum has a gradient.
     """
-    chunks = _Chunks(*targets_BT.shape, chunk, constrain.splits)
-    head_VD = _head(table_VD, hidden_BTD.dtype, constrain)
+    chunks = _Chunks(*targets_BT.shape, chunk, layout)
+    head_VD = _head(table_VD, hidden_BTD.dtype, layout.constrain)
 
     def body(_, chunk_inputs):
         hidden_BtD, targets_Bt = chunk_inputs
@@ -87,9 +115,9 @@ def cross_entropy(hidden_BTD, table_VD, targets_BT, chunk: int, constrain=unpinn
     return nll_BT.sum(), nll_BT
 
 
-def _forward(hidden_BTD, table_VD, targets_BT, chunk, constrain):
-    chunks = _Chunks(*targets_BT.shape, chunk, constrain.splits)
-    head_VD = _head(table_VD, hidden_BTD.dtype, constrain)
+def _forward(hidden_BTD, table_VD, targets_BT, chunk, layout):
+    constrain, chunks = layout.constrain, _Chunks(*targets_BT.shape, chunk, layout)
+    head_VD = _head(table_VD, hidden_BTD.dtype, layout.constrain)
 
     def by_device(x_Btx):
         return rearrange(x_Btx, "(r b) (p t) x -> (r p) (b t) x", r=chunks.row_shards, p=chunks.parts)
@@ -120,7 +148,7 @@ def _forward(hidden_BTD, table_VD, targets_BT, chunk, constrain):
     return (nll_BT.sum(), nll_BT), (chunks.joined(gradient_CBtD), gradient_VD)
 
 
-def _backward(chunk, constrain, gradients, cotangents):
+def _backward(chunk, layout, gradients, cotangents):
     gradient_BTD, gradient_VD = gradients
     of_sum, _ = cotangents
     return (gradient_BTD * of_sum).astype(gradient_BTD.dtype), gradient_VD * of_sum, None

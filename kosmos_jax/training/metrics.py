@@ -108,7 +108,9 @@ class Screen:
             self.bar.update(step - self.bar.n)
             self.bar.set_postfix(parts)
         elif step % self.every == 0 or step == self.steps:
-            more = {"images/s": f"{numbers.get('images_per_second', 0):,.0f}", "mfu": f"{numbers.get('mfu', 0):.3f}"}
+            rate = "_items_per_second"
+            more = {f"{k.removesuffix(rate)}/s": f"{v:,.0f}" for k, v in numbers.items() if k.endswith(rate)}
+            more["mfu"] = f"{numbers.get('mfu', 0):.3f}"
             log.info("step %d of %d  %s", step, self.steps, "  ".join(f"{k} {v}" for k, v in (parts | more).items()))
 
     def close(self) -> None:

@@ -1,5 +1,6 @@
 """What a run writes down when it starts, so that it can be understood and repeated."""
 
+import collections
 import json
 import logging
 import subprocess
@@ -23,7 +24,6 @@ PACKAGES = (
     "sentencepiece",
     "numpy",
 )
-TOWERS = ("vision", "connector", "decoder", "embedding")
 
 
 def _version(package: str) -> str | None:
@@ -47,9 +47,10 @@ def _commit() -> str | None:
 
 def parameter_counts(trainable, frozen) -> dict[str, int]:
     """Parameters of each tower, of all, and of those that train."""
-    shapes = trainable | frozen
-    counts = {tower: sum(x.size for path, x in shapes.items() if path.split("/")[0] == tower) for tower in TOWERS}
-    return counts | {"total": sum(counts.values()), "trainable": sum(x.size for x in trainable.values())}
+    counts = collections.Counter()
+    for path, x in (trainable | frozen).items():
+        counts[path.split("/")[0]] += x.size
+    return dict(counts) | {"total": sum(counts.values()), "trainable": sum(x.size for x in trainable.values())}
 
 
 def write_run_files(workdir, config, tokenizer, abstract_state, mixture, mesh) -> None:

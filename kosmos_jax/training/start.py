@@ -100,16 +100,19 @@ def given_parameters(config, abstract, shardings) -> dict[str, jax.Array]:
     given = {}
     if config.init.checkpoint:
         given |= checkpoint.restore_weights(config.init.checkpoint, wanted)
-    if config.init.vision:
-        from kosmos_jax.interop.importing import vision_parameters
+    for name in config.model.perception:
+        if file := config.init.get(name):
+            from kosmos_jax.interop.importing import encoder_parameters
 
-        given |= vision_parameters(config.init.vision, config.model, wanted)
+            given |= encoder_parameters(name, file, config.model, wanted)
     left = sum(leaf.size for path, leaf in abstract.frozen.items() if path not in given)
     if left:
+        flags = " or ".join(f"--config.init.{name}=FILE" for name in config.model.perception)
         log.warning(
-            "%d frozen parameters keep random values: --config.init.vision=FILE takes CLIP's, and "
-            "--config.training.frozen='()' trains them",
+            "%d frozen parameters keep random values: %s takes published ones, and --config.training.frozen='()' "
+            "trains them",
             left,
+            flags,
         )
     return given
 

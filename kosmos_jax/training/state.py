@@ -83,7 +83,7 @@ def state_shardings(config, optimizer, mesh):
     graph, shapes = abstract_model(
         config.model, constrain=constrain_with(mesh), attention=attention_for(mesh, config.model.text)
     )
-    specs = parameter_specs(shapes, mesh)
+    specs = parameter_specs(config.model, shapes, mesh)
     abstract = jax.eval_shape(lambda: initial_state(config, optimizer, jax.random.key(0)))
     shardings = like_parameters(abstract, shapes, specs, mesh)
     assert_sharded(abstract, shardings, mesh)

@@ -7,20 +7,20 @@ import jax.numpy as jnp
 import optax
 
 from kosmos_jax.model import with_parameters
-from kosmos_jax.training.loss import cross_entropy
+from kosmos_jax.training.loss import ONE_DEVICE, Layout, cross_entropy
 
 # Weight of the newest gradient norm in the moving average that the spike guard compares with.
 NORM_MEMORY = 0.02
 
 
-def loss_sums(graph, params, batch, sources: int, chunk: int, key=None):
+def loss_sums(graph, params, batch, sources: int, chunk: int, layout: Layout = ONE_DEVICE, key=None):
     """Summed loss of one microbatch, in all and by source.
 
     Args:
       graph, params: the model.
       batch: arrays without the leading axis of gradient accumulation; see data_pipeline/mixture.py.
       sources: number of sources.
-      chunk: see `cross_entropy`.
+      chunk, layout: see `cross_entropy`.
       key: dropout key, or None.
 
     Returns:
@@ -28,15 +28,23 @@ def loss_sums(graph, params, batch, sources: int, chunk: int, key=None):
     """
     model = with_parameters(graph, params)
     hidden_BTD = model(
-        batch["tokens"], batch["segment_ids"], batch["positions"], batch["slots"], batch["images"], key=key
+        batch["tokens"], batch["segment_ids"], batch["positions"], batch["slots"], batch["media"], key=key
     )
-    total, nll_BT = cross_entropy(hidden_BTD, model.embedding[...], batch["targets"], chunk, model.constrain)
+    total, nll_BT = cross_entropy(hidden_BTD, model.embedding[...], batch["targets"], chunk, layout)
     row_sums = jnp.stack([nll_BT.sum(1), (batch["targets"] >= 0).sum(1).astype(jnp.float32)], axis=1)
     return total, jax.ops.segment_sum(jax.lax.stop_gradient(row_sums), batch["row_source"], num_segments=sources)
 
 
-def make_train_step(graph, optimizer, config, schedule, source_names):
+def make_train_step(graph, optimizer, config, schedule, source_names, layout: Layout = ONE_DEVICE):
     """The function that `train` compiles.
+
+    Args:
+      graph: the model's structure.
+      optimizer: optax's.
+      config: the complete config.
+      schedule: step -> learning rate.
+      source_names: in the order of `row_source`.
+      layout: how the mesh splits a batch.
 
     Returns:
       train_step(state, batch) -> (state, metrics): batch arrays have a leading axis A of microbatches, whose gradients
@@ -53,7 +61,7 @@ def make_train_step(graph, optimizer, config, schedule, source_names):
 
         def microbatch_loss(trainable, microbatch, key):
             total, by_source = loss_sums(
-                graph, trainable | state.frozen, microbatch, len(names), training.loss_chunk, key
+                graph, trainable | state.frozen, microbatch, len(names), training.loss_chunk, layout, key
             )
             return total / targets, by_source
 

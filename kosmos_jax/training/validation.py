@@ -8,6 +8,7 @@ from jax.sharding import PartitionSpec as P
 
 from kosmos_jax.parallel.distributed import Interrupted
 from kosmos_jax.training.feed import open_feed
+from kosmos_jax.training.loss import layout_on
 from kosmos_jax.training.step import loss_sums
 
 
@@ -35,9 +36,11 @@ def validation_losses(params, config, mixture, mesh, loss_of_batch, stop) -> dic
 def make_loss_of_batch(graph, config, sources: int, mesh):
     """jit of (params, batch) -> float32[sources, 2], without dropout: the held-out twin of the training loss."""
 
+    layout = layout_on(mesh)
+
     def loss_of_batch(params, batch):
         def body(sums, microbatch):
-            return sums + loss_sums(graph, params, microbatch, sources, config.training.loss_chunk)[1], None
+            return sums + loss_sums(graph, params, microbatch, sources, config.training.loss_chunk, layout)[1], None
 
         return jax.lax.scan(body, jnp.zeros((sources, 2)), batch)[0]
 

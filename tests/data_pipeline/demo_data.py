@@ -2,10 +2,12 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from data_pipeline.documents import Document, RecordError
+from data_pipeline.documents import Document, Media, RecordError, Text
+from kosmos_jax.modality import Modality
 
 
 def demo_config(**changes) -> ConfigDict:
@@ -13,7 +15,7 @@ def demo_config(**changes) -> ConfigDict:
     config = ConfigDict(
         {
             "seed": 0,
-            "model": {"connector": {"tokens": 8}, "vision": {"image_size": 32}},
+            "model": {"perception": {"image": {"tokens": 8, "shape": (32, 32, 3), "dtype": "uint8"}}},
             "training": {"microbatches": 1},
             "data": {
                 "seq_len": 256,
@@ -35,9 +37,18 @@ def demo_config(**changes) -> ConfigDict:
     return config
 
 
-def _source(kind: str, share: float, images_per_row: int) -> dict:
-    augment = {"crop_scale": (0.85, 1.0), "rotate": 10.0}
-    return {"kind": kind, "share": share, "images_per_row": images_per_row, "augment": augment}
+def _source(kind: str, share: float, images: int) -> dict:
+    augment = {"image": {"crop_scale": (0.85, 1.0), "rotate": 10.0}}
+    return {"kind": kind, "share": share, "per_row": {"image": images}, "augment": augment}
+
+
+def image(tokens: int = 2, size: int = 32) -> Modality:
+    return Modality("image", tokens, (size, size, 3), "uint8")
+
+
+def parts(*given) -> tuple:
+    """A document's parts: str is text, bytes an image, anything else itself."""
+    return tuple(Text(x) if isinstance(x, str) else Media("image", x) if isinstance(x, bytes) else x for x in given)
 
 
 @dataclasses.dataclass
@@ -53,9 +64,11 @@ class ListSource:
     def __getitem__(self, i):
         if isinstance(self.documents[i], str):
             raise RecordError(f"list[{i}]", self.documents[i])
-        return Document(self.documents[i], f"list[{i}]")
+        return Document(parts(*self.documents[i]), f"list[{i}]")
 
 
 def equal(a: dict, b: dict) -> bool:
     """The same arrays, bit for bit."""
-    return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
+    return jax.tree.structure(a) == jax.tree.structure(b) and all(
+        map(np.array_equal, jax.tree.leaves(a), jax.tree.leaves(b))
+    )

@@ -7,27 +7,28 @@ import pytest
 
 from data_pipeline.index import load_index, stored
 from data_pipeline.plan import load_plan
-from tests.data_pipeline.demo_data import ListSource
+from data_pipeline.tokenizer import Tokenizer
+from tests.data_pipeline.demo_data import ListSource, image, parts
 
 DOCUMENTS = [("The digit is one. The digit is two.",), (b"A", " is one", b"B"), "torn page", ("Three.",)]
 
 
 def test_the_index_is_what_the_tokenizer_says_of_each_document(tokenizer, tmp_path):
-    index = load_index(ListSource(DOCUMENTS), tokenizer, 2, tmp_path, "pages")
+    index = load_index(ListSource(DOCUMENTS), tokenizer, tmp_path, "pages")
     assert len(index) == 4
     for i in (0, 1, 3):
-        encoded = tokenizer.encode_document(DOCUMENTS[i], 2)
-        cuts, images = index.document(i)
+        encoded = tokenizer.encode_document(parts(*DOCUMENTS[i]))
+        cuts, items = index.document(i)
         np.testing.assert_array_equal(cuts, encoded.cuts)
-        assert images.tolist() == [int((encoded.image_starts < cut).sum()) for cut in encoded.cuts]
-    assert index.document(1)[1].tolist() == [1, 1, 2]
+        assert items.tolist() == [[int((encoded.starts < cut).sum())] for cut in encoded.cuts]
+    assert index.document(1)[1].tolist() == [[1], [1], [2]]
 
 
 def test_a_record_that_cannot_be_read_has_no_cuts_and_is_counted(tokenizer, tmp_path):
-    index = load_index(ListSource(DOCUMENTS), tokenizer, 2, tmp_path, "pages")
+    index = load_index(ListSource(DOCUMENTS), tokenizer, tmp_path, "pages")
     assert len(index.document(2)[0]) == 0
     assert (index.skipped, index.last_skipped) == ({"record": 1}, "list[2]: torn page")
-    plan = load_plan(index, 32, 2, tmp_path)
+    plan = load_plan(index, 32, [2], tmp_path)
     planned = {document for r in range(len(plan)) for document, _, _ in plan.row(r)}
     assert planned == {0, 1, 3}
 
@@ -36,12 +37,12 @@ def test_a_record_that_cannot_be_read_has_no_cuts_and_is_counted(tokenizer, tmp_
     "document, why",
     [
         (("half of a pair: \ud800",), r"list\[1\]: text 0 is no Unicode: .* position 16"),
-        ((b"A", None), r"list\[1\]: part 1 is neither text nor bytes but NoneType"),
-        ((b"A", np.zeros(3)), r"list\[1\]: part 1 is neither text nor bytes but ndarray"),
+        ((b"A", None), r"list\[1\]: part 1 is neither Text nor Media but NoneType"),
+        ((b"A", np.zeros(3)), r"list\[1\]: part 1 is neither Text nor Media but ndarray"),
     ],
 )
 def test_what_no_tokenizer_can_read_is_a_bad_record_and_ends_nothing(tokenizer, tmp_path, document, why):
-    index = load_index(ListSource([("One.",), document, ("Two.",)]), tokenizer, 2, tmp_path, "pages")
+    index = load_index(ListSource([("One.",), document, ("Two.",)]), tokenizer, tmp_path, "pages")
     assert index.skipped == {"record": 1}
     assert re.match(why, index.last_skipped)
     assert [len(index.document(i)[0]) for i in range(3)] == [1, 0, 1]
@@ -53,37 +54,38 @@ def test_a_mistake_in_the_code_of_a_source_is_not_taken_for_a_bad_record(tokeniz
             return self.no_such_method(i)
 
     with pytest.raises(AttributeError, match="no_such_method"):
-        load_index(Mistaken([("One.",)]), tokenizer, 2, tmp_path, "pages")
+        load_index(Mistaken([("One.",)]), tokenizer, tmp_path, "pages")
 
 
 def test_documents_that_the_rows_cannot_hold_are_in_the_plan_s_list_and_in_no_row(tokenizer, tmp_path):
     documents = [(b"A", "seven. " * 9000), ("seven. " * 9000,), (b"A", "seven."), ()]
-    index = load_index(ListSource(documents), tokenizer, 2, tmp_path, "pages")
-    plans = [load_plan(index, 32, 1, tmp_path) for _ in range(2)]
+    index = load_index(ListSource(documents), tokenizer, tmp_path, "pages")
+    plans = [load_plan(index, 32, [1], tmp_path) for _ in range(2)]
     for plan in plans:
-        assert plan.skipped.tolist() == [0] and "16 rows of 32 tokens for each image" in plan.why
+        assert plan.skipped.tolist() == [0] and "16 rows of 32 tokens for each item" in plan.why
         assert {document for r in range(len(plan)) for document, _, _ in plan.row(r)} == {1, 2}
-    without_images = load_plan(index, 32, 0, tmp_path)
+    without_images = load_plan(index, 32, [0], tmp_path)
     assert sorted(without_images.skipped.tolist()) == [0, 2]
 
 
 def test_index_and_plan_are_made_once_and_memory_mapped(tokenizer, tmp_path):
-    first = load_index(ListSource(DOCUMENTS), tokenizer, 2, tmp_path, "pages")
-    plan = load_plan(first, 32, 2, tmp_path)
+    first = load_index(ListSource(DOCUMENTS), tokenizer, tmp_path, "pages")
+    plan = load_plan(first, 32, [2], tmp_path)
     unreadable = ListSource(["gone"] * 4)
-    again = load_index(unreadable, tokenizer, 2, tmp_path, "pages")
+    again = load_index(unreadable, tokenizer, tmp_path, "pages")
     np.testing.assert_array_equal(first.cuts, again.cuts)
     assert isinstance(again.cuts, np.memmap)
-    assert load_plan(again, 32, 2, tmp_path).fill == plan.fill
+    assert load_plan(again, 32, [2], tmp_path).fill == plan.fill
 
 
-@pytest.mark.parametrize("change", ["source", "image_tokens", "name"])
+@pytest.mark.parametrize("change", ["source", "tokenizer", "name"])
 def test_what_changes_the_lengths_changes_the_key(tokenizer, tmp_path, change):
-    changes = {"source": ListSource(DOCUMENTS, "other"), "image_tokens": 3, "name": "books"}
-    settings = {"source": ListSource(DOCUMENTS), "image_tokens": 2, "name": "pages"}
+    longer = Tokenizer(tokenizer.model_bytes, modalities=[image(tokens=3)])
+    changes = {"source": ListSource(DOCUMENTS, "other"), "tokenizer": longer, "name": "books"}
+    settings = {"source": ListSource(DOCUMENTS), "tokenizer": tokenizer, "name": "pages"}
 
     def key(settings):
-        return load_index(settings["source"], tokenizer, settings["image_tokens"], tmp_path, settings["name"]).key
+        return load_index(settings["source"], settings["tokenizer"], tmp_path, settings["name"]).key
 
     assert key(settings) == key(settings)
     assert key(settings) != key(settings | {change: changes[change]})
@@ -113,7 +115,7 @@ def test_a_folder_of_an_earlier_version_is_replaced_and_none_of_its_files_is_rea
 
 
 def test_nothing_but_reading_imports_tensorflow():
-    modules = "documents tokenizer images sources builtin index plan mixture pipeline".split()
+    modules = "documents tokenizer media.image sources builtin index plan mixture pipeline".split()
     code = (
         f"import sys, {', '.join(f'data_pipeline.{module}' for module in modules)}; print('tensorflow' in sys.modules)"
     )

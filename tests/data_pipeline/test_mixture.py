@@ -1,6 +1,7 @@
 import collections
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 
@@ -16,10 +17,12 @@ def demo(tokenizer, cache):
 def test_shapes_and_dtypes_are_the_contract_s(demo):
     arrays, _ = demo.batch(3)
     n = 2 * 0 + 2 * 15 + 4 * 20
-    assert {name: (value.shape, str(value.dtype)) for name, value in arrays.items()} == {
+    assert {name: (value.shape, str(value.dtype)) for name, value in arrays.items() if name != "media"} == {
         **{name: ((1, 8, 256), "int32") for name in ("tokens", "targets", "segment_ids", "positions", "slots")},
         "row_source": ((1, 8), "int32"),
-        "images": ((1, n, 32, 32, 3), "uint8"),
+    }
+    assert {kind: (x.shape, str(x.dtype)) for kind, x in arrays["media"].items()} == {
+        "image": ((1, n, 32, 32, 3), "uint8")
     }
 
 
@@ -27,9 +30,9 @@ def test_every_slot_points_at_a_picture_and_every_picture_is_pointed_at(demo):
     arrays, _ = demo.batch(0)
     slots = arrays["slots"][arrays["slots"] >= 0]
     assert len(np.unique(slots)) == len(slots)
-    shown = np.flatnonzero(arrays["images"][0].any(axis=(1, 2, 3)))
+    shown = np.flatnonzero(arrays["media"]["image"][0].any(axis=(1, 2, 3)))
     assert sorted(set(slots // 8)) == shown.tolist()
-    assert (arrays["tokens"][arrays["slots"] >= 0] == demo.tokenizer.image).all()
+    assert (arrays["tokens"][arrays["slots"] >= 0] == demo.tokenizer.tag_ids["<image>"]).all()
 
 
 def test_the_batch_of_a_step_depends_on_config_seed_and_step_alone(demo, tokenizer, cache):
@@ -45,12 +48,13 @@ def test_the_batch_of_a_step_depends_on_config_seed_and_step_alone(demo, tokeniz
 def test_any_number_of_processes_sees_the_same_global_batch(tokenizer, cache, processes, microbatches):
     config = demo_config(training__microbatches=microbatches, data__batch_rows=8 * microbatches)
     mixture = Mixture(config, tokenizer, "train", cache, data_shards=4)
-    whole, _ = mixture.batch(11)
+    complete, _ = mixture.batch(11)
     parts = []
     for p in range(processes):
-        rows, images = mixture.rows // processes, mixture.images // processes
-        parts.append(mixture.batch(11, slice(p * rows, (p + 1) * rows), slice(p * images, (p + 1) * images))[0])
-    assert equal(whole, {name: np.concatenate([part[name] for part in parts], axis=1) for name in whole})
+        rows, images = mixture.rows // processes, mixture.items["image"] // processes
+        own = {"image": slice(p * images, (p + 1) * images)}
+        parts.append(mixture.batch(11, slice(p * rows, (p + 1) * rows), own)[0])
+    assert equal(complete, jax.tree.map(lambda *each: np.concatenate(each, axis=1), *parts))
 
 
 class Listed:
@@ -125,25 +129,27 @@ def test_sources_are_spread_evenly_over_the_rows():
 
 
 def test_the_image_buffer_divides_over_the_shards(tokenizer, cache):
-    assert Mixture(demo_config(), tokenizer, "train", cache, data_shards=8).images == 112
+    assert Mixture(demo_config(), tokenizer, "train", cache, data_shards=8).items == {"image": 112}
     only_text = demo_config(data__sources__captions__share=0.0, data__sources__interleaved__share=0.0)
-    assert Mixture(only_text, tokenizer, "train", cache, data_shards=4).images == 4
+    assert Mixture(only_text, tokenizer, "train", cache, data_shards=4).items == {"image": 4}
 
 
 def test_the_demo_s_text_positions_are_97_percent_full(demo):
     assert demo.plan_fill() >= 0.97
     measured = [demo.batch(step)[1] for step in range(20)]
     assert np.mean([stats["text_fill"] for stats in measured]) == pytest.approx(demo.plan_fill(), abs=0.01)
-    assert np.mean([stats["image_fill"] for stats in measured]) == pytest.approx(demo.image_fill(), abs=0.02)
-    assert demo.image_fill() >= 0.9
+    assert np.mean([stats["item_fill"]["image"] for stats in measured]) == pytest.approx(
+        demo.item_fill()["image"], abs=0.02
+    )
+    assert demo.item_fill()["image"] >= 0.9
 
 
 def test_augmentation_differs_between_epochs_and_only_in_training(tokenizer, cache):
     mixture = Mixture(demo_config(data__batch_rows=4), tokenizer, "validation", cache)
-    pictures = {p.tobytes() for step in range(60) for p in mixture.batch(step)[0]["images"][0] if p.any()}
+    pictures = {p.tobytes() for step in range(60) for p in mixture.batch(step)[0]["media"]["image"][0] if p.any()}
     assert len(pictures) <= 200  # the validation split has 200 digits: each is always squashed alike
     training = Mixture(demo_config(data__batch_rows=4), tokenizer, "train", cache)
-    seen = [p.tobytes() for step in range(60) for p in training.batch(step)[0]["images"][0] if p.any()]
+    seen = [p.tobytes() for step in range(60) for p in training.batch(step)[0]["media"]["image"][0] if p.any()]
     assert len(set(seen)) == len(seen)
 
 

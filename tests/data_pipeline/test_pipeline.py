@@ -100,8 +100,8 @@ def test_a_corrupt_record_is_skipped_and_counted_when_indexing(captions_with, ca
     "document, kind, why",
     [
         ((GOOD, "half of a pair: \ud800"), "record", "text 1 is no Unicode"),
-        ((GOOD, None), "record", "part 1 is neither text nor bytes"),
-        ((GOOD, "seven. " * 9000), "row", "the limit is 16 rows of 256 tokens for each image"),
+        ((GOOD, None), "record", "part 1 is neither Text nor Media"),
+        ((GOOD, "seven. " * 9000), "row", "the limit is 16 rows of 256 tokens for each item"),
     ],
 )
 def test_every_bad_record_is_skipped_counted_and_named(captions_with, caplog, document, kind, why):
@@ -114,11 +114,11 @@ def test_every_bad_record_is_skipped_counted_and_named(captions_with, caplog, do
 
 def test_images_in_a_source_without_places_for_them_are_skipped_and_named(captions_with, caplog):
     texts = [("The digit is one.",)] * 3
-    settings = dict(data__sources__captions__images_per_row=0, data__max_skipped=40)
+    settings = dict(data__sources__captions__per_row=dict(image=0), data__max_skipped=40)
     mixture = captions_with(*texts, **settings)
     assert mixture.skipped == {"captions/row": 40}
-    assert "a row cannot hold an image" in caplog.text and "images_per_row is 0" in caplog.text
-    assert not mixture.batch(0)[0]["images"].any()
+    assert "a row cannot hold one of its items" in caplog.text and "per_row is [0]" in caplog.text
+    assert not mixture.batch(0)[0]["media"]["image"].any()
     with pytest.raises(DataError, match=r"captions/row: 40\), data.max_skipped is 39.*list\[\d+\]: a row cannot hold"):
         captions_with(*texts, **settings | dict(data__max_skipped=39))
 
@@ -127,7 +127,7 @@ def test_what_is_left_out_of_the_rows_counts_in_the_fingerprint(captions_with, m
     long = (GOOD, "seven. " * 300)
     kept = captions_with(long)
     for module in packing, plan:
-        monkeypatch.setattr(module, "ROWS_AN_IMAGE", 1)
+        monkeypatch.setattr(module, "ROWS_AN_ITEM", 1)
     left_out = captions_with(long)
     assert (kept.skipped, left_out.skipped) == ({}, {"captions/row": 1})
     assert kept.fingerprint != left_out.fingerprint

@@ -3,8 +3,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.documents import DataError
-from data_pipeline.tokenizer import TAGS, Tokenizer
+from data_pipeline.documents import DataError, Media
+from data_pipeline.tokenizer import Tokenizer
+from kosmos_jax.modality import TAGS, Modality
+from tests.data_pipeline.demo_data import image, parts
 
 TEXTS = [
     "The digit is seven.",
@@ -14,16 +16,20 @@ TEXTS = [
 ] * 9
 
 
+def image_of(tokenizer):
+    """The ids of an image with Q = 2."""
+    return [tokenizer.tag_ids["<image>"]] * 3 + [tokenizer.tag_ids["</image>"]]
+
+
 @pytest.fixture(scope="module")
 def tiny():
-    return Tokenizer.train(TEXTS, vocab_size=38)
+    return Tokenizer.train(TEXTS, vocab_size=38, modalities=[image(tokens=2)])
 
 
 def test_ids_are_fairseq_s_then_pieces_then_tags(tiny):
     assert (tiny.bos, tiny.pad, tiny.eos, tiny.unk) == (0, 1, 2, 3)
     assert tiny.size == 38 + 7
-    tags = {"mask": 39, "doc": 40, "image": 41, "image_end": 42, "chunk": 43, "line": 44}
-    assert {name: getattr(tiny, name) for name in tags} == tags
+    assert (tiny.mask, tiny.line) == (39, 44)
     assert [tiny.token(i) for i in range(39, 45)] == list(TAGS)
     assert tiny.token(4) == tiny._pieces.id_to_piece(3)
 
@@ -32,10 +38,24 @@ def test_a_model_of_64000_pieces_would_have_the_published_ids(tiny):
     with_grounding = Tokenizer(tiny.model_bytes, kosmos2_tags=True)
     shift = 64_000 - 38
     assert tiny.size + shift == 64_007
-    assert (tiny.image + shift, tiny.image_end + shift, tiny.line + shift) == (64_003, 64_004, 64_006)
+    assert {tag: i + shift for tag, i in tiny.tag_ids.items()} == dict(zip(TAGS, range(64_001, 64_007), strict=True))
     assert with_grounding.size + shift == 65_037
     assert with_grounding.token(64_012 - shift) == "<grounding>"
     assert with_grounding.token(65_036 - shift) == "<patch_index_1023>"
+
+
+def test_tags_of_more_modalities_come_last_and_move_no_other(tiny):
+    audio = Modality("audio", 3, (320,), "int16")
+    for kosmos2 in (False, True):
+        before = Tokenizer(tiny.model_bytes, kosmos2, [image()])
+        after = Tokenizer(tiny.model_bytes, kosmos2, [image(), audio])
+        assert after.tags == (*before.tags, "<audio>", "</audio>")
+        assert after.fingerprint != before.fingerprint
+    encoded = after.encode_document(parts(b"A", Media("audio", b"B"), "The cat"))
+    sound = [after.tag_ids["<audio>"]] * 4 + [after.tag_ids["</audio>"]]
+    assert encoded.tokens[4:9].tolist() == sound and encoded.starts.tolist() == [1, 5]
+    with pytest.raises(DataError, match="item of 'audio'; config.model.perception has image"):
+        tiny.encode_document((Media("audio", b"B"),))
 
 
 def test_training_twice_gives_the_same_bytes(tiny):
@@ -82,24 +102,24 @@ def test_blank_lines_are_dropped_before_sentencepiece_is_asked():
 
 @pytest.mark.parametrize("text", ["x" * 1_000_000, "x " * 500_000, ". " * 300_000, "x\n" * 100_000, "\0" * 100_000])
 def test_no_text_is_too_long_or_too_odd_to_encode(tiny, text):
-    encoded = tiny.encode_document((text,), image_tokens=0)
+    encoded = tiny.encode_document(parts(*(text,)))
     assert len(encoded.tokens) == encoded.cuts[-1] > 0
     assert ((0 <= encoded.tokens) & (encoded.tokens < tiny.size)).all()
 
 
 def test_a_tag_written_in_a_text_stays_text(tiny):
-    assert tiny.image not in tiny.encode("an <image> and </s>")
+    assert tiny.tag_ids["<image>"] not in tiny.encode("an <image> and </s>")
     assert tiny.eos not in tiny.encode("an <image> and </s>")
 
 
 def test_decode_skips_tags(tiny):
-    ids = [tiny.bos, tiny.image, tiny.image, tiny.image_end, *tiny.encode("a cat"), tiny.eos, tiny.pad]
+    ids = [tiny.bos, *image_of(tiny), *tiny.encode("a cat"), tiny.eos, tiny.pad]
     assert tiny.decode(np.array(ids)) == "a cat"
 
 
 def test_a_document_of_text_may_be_cut_after_each_sentence_and_line(tiny):
     first, second, third = (tiny.encode(text) for text in ("The cat sat.", "The dog did not!", "Why"))
-    encoded = tiny.encode_document(("The cat sat. The dog did not!\n\nWhy\n",), image_tokens=2)
+    encoded = tiny.encode_document(parts(*("The cat sat. The dog did not!\n\nWhy\n",)))
     assert encoded.tokens.tolist() == [*first, *second, tiny.line, *third]
     assert encoded.cuts.tolist() == [len(first), len(first) + len(second) + 1, len(encoded.tokens)]
     assert encoded.tokens.dtype == encoded.cuts.dtype == np.int32
@@ -111,12 +131,12 @@ def test_encoding_by_sentences_changes_no_id(tiny):
 
 
 def test_an_image_is_a_tag_q_slots_and_an_end_tag(tiny):
-    encoded = tiny.encode_document(("The cat", b"A", b"B", " sat.\n", b"C"), image_tokens=2)
+    encoded = tiny.encode_document(parts(*("The cat", b"A", b"B", " sat.\n", b"C")))
     the_cat, sat = tiny.encode("The cat"), tiny.encode("sat.")
-    image = [tiny.image] * 3 + [tiny.image_end]
+    image = image_of(tiny)
     assert encoded.tokens.tolist() == [*the_cat, *image, *image, *sat, tiny.line, *image]
-    assert encoded.images == (b"A", b"B", b"C")
-    starts = encoded.image_starts.tolist()
+    assert encoded.media == parts(b"A", b"B", b"C")
+    starts = encoded.starts.tolist()
     assert starts == [len(the_cat) + 1, len(the_cat) + 5, len(encoded.tokens) - 3]
     inside = {offset for start in starts for offset in range(start, start + 3)}
     assert not inside & set(encoded.cuts.tolist())
@@ -124,10 +144,10 @@ def test_an_image_is_a_tag_q_slots_and_an_end_tag(tiny):
 
 
 def test_a_line_that_an_image_ends_is_ended_by_line(tiny):
-    encoded = tiny.encode_document((b"A", "\nThe cat"), image_tokens=1)
-    assert encoded.tokens.tolist() == [tiny.image, tiny.image, tiny.image_end, tiny.line, *tiny.encode("The cat")]
+    encoded = tiny.encode_document(parts(*(b"A", "\nThe cat")))
+    assert encoded.tokens.tolist() == [*image_of(tiny), tiny.line, *tiny.encode("The cat")]
 
 
 def test_an_empty_document_has_no_cuts(tiny):
-    encoded = tiny.encode_document((" \n ",), image_tokens=1)
+    encoded = tiny.encode_document(parts(*(" \n ",)))
     assert len(encoded.tokens) == len(encoded.cuts) == 0

@@ -6,10 +6,12 @@ import pytest
 from flax import nnx
 
 from data_pipeline.builtin import Captions, Pydoc
+from data_pipeline.documents import Text
 from data_pipeline.tokenizer import Tokenizer
 from kosmos_jax import checkpoint
 from kosmos_jax.config import from_json, to_json
 from kosmos_jax.inference.engine import Generator
+from kosmos_jax.modality import modalities
 from kosmos_jax.model import Kosmos, parameters
 from kosmos_jax.training.optimizer import make_optimizer
 from kosmos_jax.training.state import initial_state
@@ -27,8 +29,8 @@ def config():
 @pytest.fixture(scope="session")
 def tokenizer(config):
     documents = [*(Captions("train")[i] for i in range(60)), *(Pydoc("train")[i] for i in range(20))]
-    texts = [part for document in documents for part in document.segments if isinstance(part, str)]
-    return Tokenizer.train(texts, config.data.tokenizer.vocab_size)
+    texts = [part.text for document in documents for part in document.parts if isinstance(part, Text)]
+    return Tokenizer.train(texts, config.data.tokenizer.vocab_size, modalities=modalities(config.model))
 
 
 @pytest.fixture(scope="session")

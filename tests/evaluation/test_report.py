@@ -4,6 +4,7 @@ import numpy as np
 from PIL import Image
 
 from data_pipeline import builtin
+from data_pipeline.documents import Media, Text
 from kosmos_jax.cli import main
 from kosmos_jax.evaluation.pictures import draw_answers
 from kosmos_jax.evaluation.report import table
@@ -14,7 +15,7 @@ def results_with(wrong):
     """Forty answers of which the last ones are wrong, and a task without images."""
     images, _ = builtin.digits("test")
     examples = [
-        Example((image, "The digit is"), "one", "two" if i >= 40 - wrong else "one")
+        Example((Media("image", image), Text("The digit is")), "one", "two" if i >= 40 - wrong else "one")
         for i, image in enumerate(images[:40])
     ]
     caption = Result((40 - wrong) / 40, 0.1, 40, examples=tuple(examples))

@@ -4,6 +4,7 @@ from collections import Counter
 import pytest
 
 from data_pipeline import builtin
+from data_pipeline.documents import Media
 from kosmos_jax.config import apply_overrides
 from kosmos_jax.errors import UserError
 from kosmos_jax.evaluation.tasks import during_training, first_word, run_tasks
@@ -16,7 +17,7 @@ def results(generator, config):
 
 
 def images_of(example):
-    return [part for part in example.prompt if isinstance(part, bytes)]
+    return [part.data for part in example.prompt if isinstance(part, Media)]
 
 
 def label_of(image):
@@ -26,8 +27,9 @@ def label_of(image):
 
 def test_questions_are_the_starts_of_documents_as_trained(results):
     for example in results["caption"].examples:
-        whole = builtin.CAPTIONS[0].format(example.expected)
-        assert whole.startswith(example.prompt[-1]) and example.expected == builtin.WORDS[label_of(example.prompt[0])]
+        caption = builtin.CAPTIONS[0].format(example.expected)
+        assert caption.startswith(example.prompt[-1].text)
+        assert example.expected == builtin.WORDS[label_of(example.prompt[0].data)]
     for example in results["sum"].examples:
         total = sum(map(label_of, images_of(example)))
         assert example.expected == builtin.WORDS[total]
@@ -83,7 +85,7 @@ def test_a_model_that_knows_nothing_is_as_perplexed_as_its_vocabulary_is_large(c
 def test_perplexity_counts_every_token_of_the_held_out_text_and_its_end(results, tokenizer):
     source = builtin.Pydoc("test")
     held_out = [source[i] for i in range(min(10, len(source)))]
-    assert results["perplexity"].n == sum(len(tokenizer.encode(d.segments[0])) + 1 for d in held_out)
+    assert results["perplexity"].n == sum(len(tokenizer.encode(d.parts[0].text)) + 1 for d in held_out)
     assert math.isfinite(results["perplexity"].value)
 
 

@@ -6,6 +6,7 @@ import pytest
 from data_pipeline.tokenizer import Tokenizer
 from kosmos_jax.inference.engine import Generator
 from kosmos_jax.model import parameters
+from tests.data_pipeline.demo_data import image
 from tests.inference.reference import Reference
 from tests.model.tiny import model_config, random_model
 
@@ -19,12 +20,12 @@ TEXTS = [
 
 @pytest.fixture(scope="session")
 def tokenizer():
-    return Tokenizer.train(TEXTS, vocab_size=44)
+    return Tokenizer.train(TEXTS, vocab_size=44, modalities=[image(tokens=4, size=16)])
 
 
 @pytest.fixture(scope="session")
 def config(tokenizer):
-    return model_config(**{"text.vocab_size": tokenizer.size, "text.layers": 2, "vision.layers": 2})
+    return model_config(**{"text.vocab_size": tokenizer.size, "text.layers": 2, "perception.image.encoder.layers": 2})
 
 
 @pytest.fixture(scope="session")

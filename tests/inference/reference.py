@@ -12,10 +12,9 @@ PLACES = 64
 
 
 @partial(jax.jit, static_argnums=0)
-def _log_probabilities(config, params, tokens, slots, images):
+def _log_probabilities(config, params, batch):
     model = with_parameters(abstract_model(config)[0], params)
-    places = np.arange(PLACES)[None]
-    hidden = model(tokens, np.ones_like(places), places, slots, images)
+    hidden = model(*batch)
     return jax.nn.log_softmax(model.logits(hidden)), model.logits(hidden)
 
 
@@ -26,15 +25,20 @@ class Reference:
         self.config, self.params, self.tokenizer = config, params, tokenizer
 
     def encode(self, prompt, more=()):
-        return encode_prompt(prompt, self.tokenizer, self.config).followed_by(more)
+        return encode_prompt(prompt, self.tokenizer).followed_by(more)
 
     def _read(self, row):
-        n, size = len(row.tokens), self.config.vision.image_size
+        # Every row alone, as a training batch has it: a row of 64, and places for two images.
+        n, image = len(row.tokens), self.tokenizer.modalities[0]
         tokens, slots = np.full((2, 1, PLACES), -1, np.int32)
-        tokens[0, :n], tokens[0, n:], slots[0, :n] = row.tokens, self.tokenizer.pad, row.slots
-        images = np.zeros((2, size, size, 3), np.uint8)
-        images[: len(row.images)] = row.images
-        return [np.asarray(x[0, :n]) for x in _log_probabilities(self.config, self.params, tokens, slots, images)]
+        tokens[0, :n], tokens[0, n:] = row.tokens, self.tokenizer.pad
+        media = np.zeros((2, *image.shape), np.uint8)
+        for place, (start, pixels) in enumerate(zip(row.starts, row.media.get("image", ()), strict=True)):
+            slots[0, start : start + image.tokens] = place * image.tokens + np.arange(image.tokens)
+            media[place] = pixels
+        places = np.arange(PLACES)[None]
+        batch = tokens, np.ones_like(places), places, slots, {"image": media}
+        return [np.asarray(x[0, :n]) for x in _log_probabilities(self.config, self.params, batch)]
 
     def logits(self, prompt, more=()):
         """float32[V] for the token after the prompt and `more`."""

@@ -4,13 +4,13 @@ import pytest
 from jax.sharding import NamedSharding
 from ml_collections import ConfigDict
 
-from kosmos_jax.config_checks import XPOS_POSITIONS
 from kosmos_jax.errors import UserError
 from kosmos_jax.inference import decoding
 from kosmos_jax.inference.engine import STOP_INTERVAL, Generator, _is_one_prompt
 from kosmos_jax.inference.prompts import encode_prompt
 from kosmos_jax.inference.sampling import sample
 from kosmos_jax.model import parameters
+from kosmos_jax.model.positions import CENTRE
 from kosmos_jax.parallel.mesh import make_mesh
 from kosmos_jax.parallel.sharding import parameter_specs
 from tests.inference.reference import Reference
@@ -81,7 +81,7 @@ def test_new_prompts_of_the_same_bucket_and_new_weights_compile_nothing(config, 
 
 
 def test_updated_weights_are_the_ones_used(config, params, tokenizer, prompts):
-    others = parameters(random_model(config, seed=1))
+    others = parameters(random_model(config, seed=2))
     generator = Generator(config, params, tokenizer)
     before = generator.generate(prompts[1], max_new_tokens=10)
     generator.update(others)
@@ -197,7 +197,7 @@ def test_a_seed_is_jax_s_key_of_it():
 def test_a_token_that_the_model_does_not_have_is_named_with_its_place(generator, prompts, ids, named):
     with pytest.raises(UserError, match=f"continuation 1: its {named}"):
         generator.score(prompts[:2], ["seven", ids])
-    encoded = encode_prompt("seven", generator.tokenizer, generator.config)
+    encoded = encode_prompt("seven", generator.tokenizer)
     with pytest.raises(UserError, match="prompt 0: its token 0 is -1"):
         generator.complete([encoded._replace(tokens=np.array([-1], np.int32))])
 
@@ -219,7 +219,7 @@ def test_options_at_their_limits_do_what_they_say(generator, prompts):
 
 def test_xpos_ends_at_the_last_position_that_was_measured(generator):
     with pytest.raises(UserError, match="this model has 32768 positions; shorten the prompt or lower max_new_tokens"):
-        generator.generate("The digit is", max_new_tokens=XPOS_POSITIONS)
+        generator.generate("The digit is", max_new_tokens=2 * CENTRE)
 
 
 def test_a_text_that_is_no_unicode_is_refused(generator):
@@ -246,7 +246,7 @@ def test_a_text_beyond_the_last_sinusoid_is_refused(tokenizer):
 
 def test_weights_spread_over_devices_generate_what_they_do_on_one(config, params, tokenizer, generator, prompts):
     mesh = make_mesh(ConfigDict(dict(data=1, fsdp=4, tensor=2, context=1)))
-    specs = parameter_specs(params, mesh)
+    specs = parameter_specs(config, params, mesh)
     spread = {path: jax.device_put(leaf, NamedSharding(mesh, specs[path])) for path, leaf in params.items()}
     sharded = Generator(config, spread, tokenizer)
     assert sharded.complete(prompts, max_new_tokens=10) == generator.complete(prompts, max_new_tokens=10)

@@ -5,11 +5,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipeline.images import decode
+from data_pipeline.documents import Media
+from data_pipeline.media.image import decode
 from kosmos_jax.errors import UserError
-from kosmos_jax.inference.prompts import bucket, collate, encode_prompt, open_image, parse_prompt, power_of_two
+from kosmos_jax.inference.prompts import Item, bucket, collate, encode_prompt, open_item, parse_prompt, power_of_two
+from tests.data_pipeline.demo_data import image
 
+IMAGE = [image(tokens=4, size=16)]
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 10, 3), np.uint8)
+
+
+def open_image(part):
+    kind, decoded = open_item(part, IMAGE)
+    assert kind == "image"
+    return decoded
 
 
 @pytest.fixture
@@ -22,8 +31,9 @@ def picture(tmp_path):
 def test_text_and_image_tags_become_parts_in_order(picture):
     first, image, second = parse_prompt(f"look: <image:{picture}> and say")
     assert (first, second) == ("look: ", " and say")
-    np.testing.assert_array_equal(np.asarray(image), PIXELS)
-    assert [type(part) for part in parse_prompt(f"<image:{picture}><image:{picture}>")] == [Image.Image] * 2
+    assert image.kind == "image"
+    np.testing.assert_array_equal(np.asarray(image.decoded), PIXELS)
+    assert [type(part) for part in parse_prompt(f"<image:{picture}><image:{picture}>")] == [Item] * 2
     assert parse_prompt("a < b > c <image> d") == ["a < b > c <image> d"]
 
 
@@ -51,7 +61,7 @@ def test_a_folder_is_no_image(tmp_path):
     ],
 )
 def test_an_array_that_is_no_picture_is_named_by_dtype_and_shape(shape, dtype):
-    with pytest.raises(UserError, match=re.escape(f"not of {dtype}{list(shape)}; PIL turns")):
+    with pytest.raises(UserError, match=re.escape(f"not of {dtype}{list(shape)}")):
         open_image(np.zeros(shape, dtype))
 
 
@@ -63,7 +73,7 @@ def test_what_is_no_image_is_named(other):
 
 @pytest.mark.parametrize("shape", [(0, 4, 3), (4, 0, 3), (0, 0), (1, 201)])
 def test_an_array_without_pixels_or_of_one_line_is_refused(shape):
-    with pytest.raises(UserError, match=f"an image in the prompt: it has {shape[1]} x {shape[0]} pixels"):
+    with pytest.raises(UserError, match=f"image in the prompt: it has {shape[1]} x {shape[0]} pixels"):
         open_image(np.zeros(shape, np.uint8))
 
 
@@ -82,36 +92,37 @@ def test_prompts_show_images_as_training_does():
 def test_opened_images_of_formats_that_start_other_programs_are_refused_before_they_are_loaded():
     eps, jpeg = io.BytesIO(), io.BytesIO()
     Image.fromarray(PIXELS).save(eps, "EPS")
-    with pytest.raises(UserError, match="an image in the prompt: its format is EPS, none of JPEG, PNG"):
+    with pytest.raises(UserError, match="image in the prompt: its format is EPS, none of JPEG, PNG"):
         open_image(Image.open(eps))
     Image.fromarray(PIXELS).save(jpeg, "MPO", save_all=True, append_images=[Image.fromarray(PIXELS)])
     assert open_image(Image.open(jpeg)).size == open_image(jpeg.getvalue()).size
 
 
-def test_all_forms_of_an_image_read_alike(picture, tokenizer, config):
+def test_all_forms_of_an_image_read_alike(picture, tokenizer):
     file = io.BytesIO()
     Image.fromarray(PIXELS).save(file, "PNG")
-    forms = [picture, PIXELS, Image.fromarray(PIXELS), file.getvalue()]
-    read = [encode_prompt([form, "seven"], tokenizer, config) for form in forms]
+    forms = [picture, PIXELS, Image.fromarray(PIXELS), file.getvalue(), Media("image", file.getvalue())]
+    read = [encode_prompt([form, "seven"], tokenizer) for form in forms]
     for other in read[1:]:
-        np.testing.assert_array_equal(other.images, read[0].images)
+        np.testing.assert_array_equal(other.media["image"], read[0].media["image"])
         np.testing.assert_array_equal(other.tokens, read[0].tokens)
 
 
-def test_a_prompt_reads_as_the_start_of_a_training_document(tokenizer, config):
-    prompt = encode_prompt([PIXELS, "plus", PIXELS, "equals"], tokenizer, config)
-    slot, (plus, equals) = tokenizer.image, (tokenizer.encode(word) for word in ("plus", "equals"))
-    image = [slot, slot, slot, slot, slot, tokenizer.image_end]  # four slots
+def test_a_prompt_reads_as_the_start_of_a_training_document(tokenizer):
+    prompt = encode_prompt([PIXELS, "plus", PIXELS, "equals"], tokenizer)
+    slot, (plus, equals) = tokenizer.tag_ids["<image>"], (tokenizer.encode(word) for word in ("plus", "equals"))
+    image = [slot, slot, slot, slot, slot, tokenizer.tag_ids["</image>"]]  # four slots
     assert prompt.tokens.tolist() == [tokenizer.bos, *image, *plus, *image, *equals]
     at = [-1, 0, 1, 2, 3, -1]
     after = [-1, 4, 5, 6, 7, -1]
-    assert prompt.slots.tolist() == [-1, *at, *[-1] * len(plus), *after, *[-1] * len(equals)]
+    slots = collate([prompt], tokenizer.pad, tokenizer.modalities).slots_BT[0, -len(prompt.tokens) :]
+    assert slots.tolist() == [-1, *at, *[-1] * len(plus), *after, *[-1] * len(equals)]
 
 
-def test_rows_are_padded_on_the_left_and_own_their_images(tokenizer, config):
-    rows = [encode_prompt(p, tokenizer, config) for p in (["seven", PIXELS], "", [PIXELS, PIXELS])]
-    batch = collate(rows, tokenizer.pad, image_tokens=4)
-    assert batch.tokens_BT.shape == (4, 16) and batch.images_NHWC.shape == (4, 16, 16, 3)
+def test_rows_are_padded_on_the_left_and_own_their_images(tokenizer):
+    rows = [encode_prompt(p, tokenizer) for p in (["seven", PIXELS], "", [PIXELS, PIXELS])]
+    batch = collate(rows, tokenizer.pad, tokenizer.modalities)
+    assert batch.tokens_BT.shape == (4, 16) and batch.media["image"].shape == (4, 16, 16, 3)
     for b, row in enumerate(rows):
         n = len(row.tokens)
         assert batch.segments_BT[b].tolist() == [0] * (16 - n) + [1] * n

@@ -7,16 +7,18 @@ import transformers
 from PIL import Image
 
 from configs import kosmos2
-from data_pipeline.tokenizer import TAGS, Tokenizer
+from data_pipeline.tokenizer import Tokenizer
 from kosmos_jax import checkpoint
 from kosmos_jax.config import apply_overrides
 from kosmos_jax.interop.export import export
+from kosmos_jax.modality import KOSMOS2_TAGS
 from kosmos_jax.model import parameters
+from tests.data_pipeline.demo_data import image
 from tests.inference.conftest import TEXTS
 from tests.model.tiny import model_config, random_model
 
 # A model that transformers' Kosmos-2 can hold.
-SINUSOIDAL = {"text.positions": "sinusoidal", "connector.layers": 1}
+SINUSOIDAL = {"text.positions": "sinusoidal", "perception.image.connector.layers": 1}
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -29,7 +31,7 @@ def module_cache(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tokenizer():
-    return Tokenizer.train(TEXTS, vocab_size=44)
+    return Tokenizer.train(TEXTS, vocab_size=44, modalities=[image(tokens=4, size=16)])
 
 
 @pytest.fixture(scope="session")
@@ -40,7 +42,7 @@ def save_checkpoint(tokenizer, tmp_path_factory):
         folder = tmp_path_factory.mktemp("run")
         model = model_config(**{"text.vocab_size": tokenizer.size} | changes)
         tree = kosmos2.get_config().to_dict() | dict(model=model.to_dict())
-        described = dict(kosmos2_tags=len(tokenizer.tags) > len(TAGS), vocab_size=tokenizer.mask - 1)
+        described = dict(kosmos2_tags=KOSMOS2_TAGS[0] in tokenizer.tags, vocab_size=tokenizer.mask - 1)
         config = apply_overrides(tree, [f"data.tokenizer.{key}={value}" for key, value in described.items()])
         checkpoint.save_weights(folder, parameters(random_model(model, seed)), config, tokenizer)
         return folder
@@ -55,7 +57,7 @@ def sinusoidal_run(save_checkpoint):
 
 @pytest.fixture(scope="session")
 def xpos_run(save_checkpoint):
-    return save_checkpoint(**{"connector.kind": "perceiver", "connector.layers": 2})
+    return save_checkpoint(**{"perception.image.connector.kind": "perceiver", "perception.image.connector.layers": 2})
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,5 @@
 """Weights that others publish become checkpoints that give the others' numbers."""
 
-import argparse
 import contextlib
 import json
 import re
@@ -18,11 +17,12 @@ from configs import kosmos1, kosmos2
 from kosmos_jax import checkpoint
 from kosmos_jax.cli import main
 from kosmos_jax.config import apply_overrides
+from kosmos_jax.config_checks import flat
 from kosmos_jax.errors import UserError
-from kosmos_jax.interop import fields, names
+from kosmos_jax.interop import fields
 from kosmos_jax.interop.export import export
 from kosmos_jax.interop.fields import Fields
-from kosmos_jax.interop.importing import Reader, import_weights, vision_parameters
+from kosmos_jax.interop.importing import Reader, encoder_parameters, import_weights
 from kosmos_jax.interop.sources import SOURCES
 from kosmos_jax.interop.tensors import Weights
 from kosmos_jax.interop.verify import report, verify
@@ -30,7 +30,6 @@ from kosmos_jax.model import abstract_model, parameters, with_parameters
 from kosmos_jax.parallel.mesh import make_mesh
 from kosmos_jax.parallel.sharding import parameter_specs
 from tests.inference.conftest import TEXTS
-from tests.interop.conftest import SINUSOIDAL
 from tests.model.tiny import model_config, random_model
 from tests.model.torch_weights import randomize
 
@@ -53,8 +52,12 @@ def base_config(tokenizer):
 
 def features_of(model, params, pixels):
     graph, _ = abstract_model(model)
-    run = jax.jit(lambda params, pixels: with_parameters(graph, params).vision(pixels))
+    run = jax.jit(lambda params, pixels: with_parameters(graph, params).image.encoder(pixels))
     return np.asarray(run(params, pixels.numpy().transpose(0, 2, 3, 1)))
+
+
+def with_encoder(**changes):
+    return model_config(**{f"perception.image.encoder.{key}": value for key, value in changes.items()})
 
 
 def unit(features):
@@ -97,7 +100,7 @@ def test_clip_as_transformers_writes_it(tmp_path, base_config, tokenizer_file, p
     theirs = clip_vision(3, hidden_act=activation)
     save_clip(tmp_path, theirs, prefix, extra)
     record = import_weights("clip", tmp_path, tmp_path / "out", config=base_config, tokenizer=tokenizer_file)
-    assert record.config.model.vision.activation == activation
+    assert record.config.model.perception.image.encoder.activation == activation
     pixels = torch.randn(2, 3, 16, 16)
     ours = features_of(record.config.model, checkpoint.restore(record.directory).params, pixels)
     assert np.abs(ours - theirs_of(theirs, pixels)).max() < 1e-5
@@ -163,9 +166,9 @@ def test_openai_and_open_clip(tmp_path, origin, activation):
     if origin == "openai":
         theirs = theirs.half().float()
     # An activation other than the config's is refused.
-    model = model_config(**{"vision.width": 128, "vision.heads": 2, "vision.activation": activation})
+    model = with_encoder(width=128, heads=2, activation=activation)
     random = parameters(random_model(model))
-    given = vision_parameters(tmp_path / "x.pt", model, random)
+    given = encoder_parameters("image", tmp_path / "x.pt", model, random)
     pixels = torch.randn(2, 3, 16, 16)
     ours = features_of(model, random | given, pixels)
     assert np.abs(ours - theirs_of(theirs, pixels)).max() < 1e-5
@@ -176,10 +179,10 @@ def test_open_clips_head_width_is_that_of_its_config(tmp_path):
     theirs = clip_vision(5, hidden_size=320, num_attention_heads=4, hidden_act="gelu")
     torch.save(openai_state(theirs), tmp_path / "x.pt")
     write_open_clip_config(tmp_path, width=320, head_width=80, mlp_ratio=48 / 320)
-    model = model_config(**{"vision.width": 320, "vision.heads": 4, "vision.activation": "gelu"})
+    model = with_encoder(width=320, heads=4, activation="gelu")
     random = parameters(random_model(model))
     pixels = torch.randn(2, 3, 16, 16)
-    ours = features_of(model, random | vision_parameters(tmp_path / "x.pt", model, random), pixels)
+    ours = features_of(model, random | encoder_parameters("image", tmp_path / "x.pt", model, random), pixels)
     assert np.abs(ours - theirs_of(theirs, pixels)).max() < 1e-5
 
 
@@ -194,39 +197,39 @@ def test_an_open_clip_config_of_another_tower_is_refused(tmp_path, vision, messa
     torch.save(openai_state(clip_vision(5, hidden_size=128, num_attention_heads=2)), tmp_path / "x.pt")
     write_open_clip_config(tmp_path, **vision)
     with pytest.raises(UserError, match=f"open_clip_config.json: vision_cfg.*\n.*{message}"):
-        vision_parameters(tmp_path / "x.pt", model_config(), {})
+        encoder_parameters("image", tmp_path / "x.pt", model_config(), {})
 
 
 def test_without_a_word_about_the_activation_nothing_is_guessed(tmp_path):
     torch.save(openai_state(clip_vision(5, hidden_size=128, num_attention_heads=2)), tmp_path / "x.pt")
     with pytest.raises(UserError, match="open_clip_config.json"):
-        vision_parameters(tmp_path / "x.pt", model_config(), {})
+        encoder_parameters("image", tmp_path / "x.pt", model_config(), {})
 
 
-def test_init_vision_lands_on_the_mesh_and_reads_only_parts(tmp_path, monkeypatch):
-    """On 8 devices, each part of a sharded kernel is read by itself, never the whole."""
+def test_init_image_lands_on_the_mesh_and_reads_only_parts(tmp_path, monkeypatch):
+    """On 8 devices, each part of a sharded kernel is read by itself, never all of it."""
     theirs = clip_vision(3)
     save_clip(tmp_path, theirs, "vision_model.")
     model = model_config()
     shapes = abstract_model(model)[1]
     mesh = make_mesh(dict(data=1, fsdp=8, tensor=1, context=1))
-    specs = parameter_specs(shapes, mesh)
+    specs = parameter_specs(model, shapes, mesh)
     abstract = {
         n: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=jax.NamedSharding(mesh, specs[n])) for n, s in shapes.items()
     }
-    params = vision_parameters(tmp_path, model, abstract)
+    params = encoder_parameters("image", tmp_path, model, abstract)
     assert all(params[name].sharding.is_equivalent_to(abstract[name].sharding, params[name].ndim) for name in params)
-    kernel = params["vision/trunk/fc1/kernel"]
+    kernel = params["image/encoder/trunk/fc1/kernel"]
     assert kernel.addressable_shards[0].data.size == kernel.size // 8
     pixels = torch.randn(2, 3, 16, 16)
     alone = parameters(random_model(model)) | {name: jnp.asarray(np.asarray(array)) for name, array in params.items()}
     assert np.abs(features_of(model, alone, pixels) - theirs_of(theirs, pixels)).max() < 1e-5
 
 
-def test_init_vision_of_another_size_is_refused(tmp_path):
+def test_init_image_of_another_size_is_refused(tmp_path):
     save_clip(tmp_path, clip_vision(3), "vision_model.")
     with pytest.raises(UserError, match="width 24, config has 32"):
-        vision_parameters(tmp_path, model_config(**{"vision.width": 32, "vision.heads": 4}), {})
+        encoder_parameters("image", tmp_path, with_encoder(width=32, heads=4), {})
 
 
 @pytest.fixture(scope="module")
@@ -301,10 +304,12 @@ def test_configs_in_the_forms_that_transformers_has_written_are_read(tmp_path, f
         (tmp_path / name / "config.json").write_text(json.dumps(tree))
     ours = kosmos2.get_config().model
     found = SOURCES["hf-kosmos2"](tmp_path / "kosmos", Weights({})).sections
-    differ = {key for name in found for key, value in found[name].items() if ours[name][key] != value}
-    assert differ == {"attention_dropout"}
-    tower = SOURCES["clip"](tmp_path / "clip", Weights({"vision_model.pre_layrnorm.weight": None})).sections["vision"]
-    assert tower == dict(image_size=224, patch_size=32, width=1536, layers=12, heads=12, ffn=3072, activation="gelu")
+    flat_ours, flat_found = flat(ours), flat(found)
+    assert {key for key, value in flat_found.items() if flat_ours[key] != value} == {"text.attention_dropout"}
+    weights = Weights({"vision_model.pre_layrnorm.weight": None})
+    image = SOURCES["clip"](tmp_path / "clip", weights).sections["perception"]["image"]
+    sizes = dict(patch_size=32, width=1536, layers=12, heads=12, ffn=3072, activation="gelu")
+    assert image == dict(shape=(224, 224, 3), encoder=dict(kind="clip", **sizes))
 
 
 @pytest.mark.parametrize("key, value, message", [
@@ -321,10 +326,10 @@ def test_configs_in_the_forms_that_transformers_has_written_are_read(tmp_path, f
     ("text_config", [], "text_config is .*; it must be an object"),
     ("vision_config.layer_norm_eps", 1e-6, "layer_norm_eps is 1e-06"),
     ("vision_config.num_channels", 1, "num_channels is 1"),
-    ("vision_config.hidden_act", "gelu_new", "model.vision.activation is 'gelu_new'"),
+    ("vision_config.hidden_act", "gelu_new", "model.perception.image.encoder.activation is 'gelu_new'"),
     ("quantization_config", {}, "quantization_config"),
     ("model_type", "kosmos-2.5", "model_type is 'kosmos-2.5' and must be 'kosmos-2'"),
-    ("text_config.embed_dim", 64, r"latent_query \[4, 32\], the model has \[4, 64\]"),
+    ("text_config.embed_dim", 64, r"layer_norm.bias \[32\], the model has \[64\]"),
     ("text_config.layers", 2, "surplus"),
 ])  # fmt: skip
 def test_a_field_that_is_not_honoured_is_refused_by_name(kosmos2_folder, tmp_path, key, value, message):
@@ -427,95 +432,21 @@ def test_the_section_that_transformers_takes_is_read(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     found = SOURCES["clip"](tmp_path, Weights({"vision_model.pre_layrnorm.weight": None})).sections
     theirs = transformers.CLIPConfig.from_pretrained(tmp_path).vision_config
-    assert found["vision"]["heads"] == theirs.num_attention_heads == 8
+    assert found["perception"]["image"]["encoder"]["heads"] == theirs.num_attention_heads == 8
 
 
-@pytest.fixture(scope="module")
-def unilm_file(exported, tmp_path_factory):
-    """The names of microsoft/unilm's kosmos-2.pt, as transformers' converter lists them, with our weights."""
-    folder = tmp_path_factory.mktemp("unilm")
-    ours = load_file(exported / "model.safetensors")
-    patch = ours["vision.patch.weight"]
-    ours["vision.patch.weight"] = torch.from_numpy(names.to_convolution(patch.numpy()))
-    state = {names.unilm(name): tensor for name, tensor in ours.items()}
-    state["gpt_model.decoder.output_projection.weight"] = ours["embedding.weight"]
-    state["gpt_model.decoder.embed_positions._float_tensor"] = torch.ones(1)
-    state["gpt_model.decoder.self_attn_sope.scale"] = torch.ones(4)
-    torch.save({"model": state, "args": None}, folder / "kosmos-2.pt")
-    return folder / "kosmos-2.pt"
-
-
-# From transformers 5.23, models/kosmos2/convert_kosmos2_original_pytorch_checkpoint_to_pytorch.py: parts of their names
-# and the parts that these become, in its order.
-CONVERTER = {
-    "gpt_model.decoder.output_projection": "text_model.lm_head",
-    "gpt_model.decoder": "text_model.model",
-    "img_connector": "image_to_text_projection",
-    "img_model.visual.class_embedding": "vision_model.model.embeddings.class_embedding",
-    "img_model.visual.positional_embedding": "vision_model.model.embeddings.position_embedding.weight",
-    "img_model.visual.conv1": "vision_model.model.embeddings.patch_embedding",
-    "img_model.visual": "vision_model.model",
-    "ln_pre": "pre_layrnorm",
-    "ln_post": "post_layernorm",
-    "transformer.resblocks": "encoder.layers",
-    "ts_attn": "self_attn",
-    "ln_1": "layer_norm1",
-    "ln_2": "layer_norm2",
-    "mlp.c_fc": "mlp.fc1",
-    "mlp.c_proj": "mlp.fc2",
-}
-
-
-def test_unilms_names_are_those_that_transformers_converts(unilm_file):
-    model = model_config(**SINUSOIDAL)
-    for name in names.torch_names(abstract_model(model)[1]):
-        converted = names.unilm(name)
-        for theirs, hf in CONVERTER.items():
-            converted = converted.replace(theirs, hf)
-        assert converted == names.kosmos2(name)
-
-
-def test_unilms_arguments_are_honoured(unilm_file, tmp_path, tokenizer_file):
-    """What fairseq saves beside the weights: the number of heads is nowhere else."""
-    saved = torch.load(unilm_file, weights_only=True)
-    arguments = argparse.Namespace(decoder_attention_heads=2, subln=True, lr=[1e-4], arch="unigptmodel_xl")
-    torch.save(saved | dict(args=None, cfg=dict(model=arguments)), tmp_path / "kosmos.pt")
-    record = import_weights("unilm", tmp_path / "kosmos.pt", tmp_path / "out", tokenizer=tokenizer_file)
-    assert record.config.model.text.heads == record.config.model.connector.heads == 2
-
-    arguments.no_scale_embedding = True
-    torch.save(saved | dict(args=arguments), tmp_path / "kosmos.pt")
-    with pytest.raises(UserError, match="no_scale_embedding is True and must be False"):
-        import_weights("unilm", tmp_path / "kosmos.pt", tmp_path / "no", tokenizer=tokenizer_file)
-
-
-def test_unilm(unilm_file, sinusoidal_run, tmp_path, tokenizer_file):
-    record = import_weights("unilm", unilm_file, tmp_path / "out", tokenizer=tokenizer_file)
-    before, after = checkpoint.restore(sinusoidal_run).params, checkpoint.restore(record.directory).params
-    assert all(np.array_equal(before[name], after[name]) for name in before)
-    text = record.config.model.text
-    assert (text.width, text.layers, text.ffn, text.heads, text.positions) == (32, 3, 64, 1, "sinusoidal")
-
-
-@pytest.mark.parametrize("kind", ["hf-kosmos2", "unilm"])
-def test_an_output_layer_other_than_the_embedding_is_refused(
-    kind, kosmos2_folder, unilm_file, tokenizer_file, tmp_path, monkeypatch
-):
+def test_an_output_layer_other_than_the_embedding_is_refused(kosmos2_folder, tokenizer_file, tmp_path, monkeypatch):
     monkeypatch.setattr("kosmos_jax.interop.importing.ROWS", 20)
     file = tmp_path / "pytorch_model.bin"
-    if kind == "unilm":
-        name, state = "gpt_model.decoder.output_projection.weight", torch.load(unilm_file, weights_only=True)["model"]
-    else:
-        shutil.copyfile(kosmos2_folder / "config.json", tmp_path / "config.json")
-        name, state = "text_model.lm_head.weight", load_file(kosmos2_folder / "model.safetensors")
-        state[name] = state["text_model.model.embed_tokens.weight"]
-    source = file if kind == "unilm" else tmp_path
+    shutil.copyfile(kosmos2_folder / "config.json", tmp_path / "config.json")
+    name, state = "text_model.lm_head.weight", load_file(kosmos2_folder / "model.safetensors")
+    state[name] = state["text_model.model.embed_tokens.weight"]
     torch.save(state, file)
-    import_weights(kind, source, tmp_path / "tied", tokenizer=tokenizer_file)
+    import_weights("hf-kosmos2", tmp_path, tmp_path / "tied", tokenizer=tokenizer_file)
     for head in (state[name][:-1], torch.cat([state[name][:-1], state[name][-1:] + 1])):
         torch.save(state | {name: head}, file)
         with pytest.raises(UserError, match=f"{name} is not the embedding"):
-            import_weights(kind, source, tmp_path / "untied", tokenizer=tokenizer_file)
+            import_weights("hf-kosmos2", tmp_path, tmp_path / "untied", tokenizer=tokenizer_file)
 
 
 def test_vocabulary_surgery(sinusoidal_run, exported, tokenizer, tmp_path):
@@ -540,7 +471,7 @@ def test_what_does_not_fit_is_listed_by_name_and_nothing_is_written(exported, tm
     state = load_file(folder / "model.safetensors")
     del state["decoder.layers.1.fc2.bias"]
     state["decoder.extra"] = torch.ones(2)
-    state["connector.dense.weight"] = torch.ones(3, 5)
+    state["image.connector.dense.weight"] = torch.ones(3, 5)
     save_file(state, folder / "model.safetensors")
     assert main(["import", "--from", "torch", "--source", str(folder), "--out", f"{tmp_path}/back"]) == 2
     said = capsys.readouterr().err
@@ -549,7 +480,7 @@ def test_what_does_not_fit_is_listed_by_name_and_nothing_is_written(exported, tm
         "decoder.layers.1.fc2.bias",
         "1 surplus",
         "decoder.extra",
-        "connector.dense.weight [3, 5], the model has [32, 24]",
+        "image.connector.dense.weight [3, 5], the model has [32, 24]",
     ):
         assert word in said
     assert not (tmp_path / "back").exists()
@@ -571,7 +502,6 @@ def test_quantized_weights_are_refused(exported, tmp_path, file, dtype):
     ("hf-remote-code", {}, "config.json has no text"),
     ("hf-kosmos2", {"config.json": b"[]"}, "config.json has no model_type"),
     ("hf-kosmos2", {}, "config.json has no model_type"),
-    ("unilm", {}, "no gpt_model.decoder.embed_tokens.weight"),
     ("clip", {}, "no vision tower"),
     ("clip", {"config.json": b"{}"}, "no vision tower"),
     ("torch", {"config.json": b"[]"}, "config.json has no model.text"),

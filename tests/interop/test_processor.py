@@ -4,7 +4,6 @@ Nothing here depends on the version of transformers: PYTHONPATH=FOLDER runs thes
 in FOLDER (see the Makefile).
 """
 
-import contextlib
 import io
 import json
 import os
@@ -25,12 +24,12 @@ from PIL import Image
 from tokenizers import Tokenizer as Tokenizers
 
 from configs import kosmos1, kosmos2
-from data_pipeline.images import squash
-from data_pipeline.tokenizer import KOSMOS2_TAGS, TAGS, Tokenizer
+from data_pipeline.media.image import squash
+from data_pipeline.tokenizer import Tokenizer
 from kosmos_jax.errors import UserError
 from kosmos_jax.interop import model_card, processor, tokenizer_json
 from kosmos_jax.interop.export import export
-from tests.model.torchscale_alone import torchscale_alone
+from kosmos_jax.modality import KOSMOS2_TAGS, TAGS
 
 TEXTS = [
     "The digit is seven. A photo of a snowman, and a photo of two dogs: 1, 2, 3, 10, 100.",
@@ -104,7 +103,7 @@ def write(out: Path, record, target: str) -> Path:
 
 @pytest.fixture(scope="module")
 def folder(ours, tmp_path_factory):
-    changes = {"model.vision.image_size": 56, "model.connector.tokens": 8}
+    changes = {"model.perception.image.shape": (56, 56, 3), "model.perception.image.tokens": 8}
     return write(tmp_path_factory.mktemp("kosmos2"), record(ours, config=kosmos2, **changes), "hf-kosmos2")
 
 
@@ -177,7 +176,7 @@ def test_what_stands_around_a_text_is_what_each_processor_counts_on(ours, theirs
     assert theirs.encode("a").ids == [ours.bos, *ours.encode("a"), ours.eos]
     alone = tokenizer_json.build(ours, kosmos2=False)
     assert alone.encode("a").ids == [ours.bos, *ours.encode("a")]
-    tagged = [ours.bos, ours.image, *ours.encode("a dog"), ours.eos]
+    tagged = [ours.bos, ours.tag_ids["<image>"], *ours.encode("a dog"), ours.eos]
     assert alone.decode(tagged) == "a dog"
     assert theirs.decode(tagged) == "<image> a dog"
 
@@ -237,7 +236,7 @@ def test_kosmos2_processor_gives_our_prompt(ours, kosmos2_processor):
     image = Image.new("RGB", (20, 30))
     given = dict(images=image, text="A photo of a dog", num_image_tokens=8)
     batch = kosmos2_processor(**given, return_tensors="np")
-    ids = [ours.bos, ours.image, *range(4, 12), ours.image_end, *ours.encode("A photo of a dog")]
+    ids = [ours.bos, ours.tag_ids["<image>"], *range(4, 12), ours.tag_ids["</image>"], *ours.encode("A photo of a dog")]
     assert batch["input_ids"].tolist() == [ids]
     assert batch["image_embeds_position_mask"].tolist() == [[0, 0, *[1] * 8, 0, *[0] * (len(ids) - 11)]]
     ended = kosmos2_processor(**given, add_eos_token=True)
@@ -307,9 +306,7 @@ def test_the_card_says_what_was_trained_on_what(ours):
     assert "grounding" not in model_card.text(record(ours, config=kosmos2), "hf-kosmos2")
 
 
-@pytest.mark.parametrize(
-    "target", ["hf-kosmos2", pytest.param("hf-remote-code", marks=pytest.mark.slow), "torch", "torchscale"]
-)
+@pytest.mark.parametrize("target", ["hf-kosmos2", pytest.param("hf-remote-code", marks=pytest.mark.slow), "torch"])
 def test_the_card_s_code_runs(sinusoidal_run, tmp_path, monkeypatch, capfd, target):
     out = tmp_path / "exported"
     export(sinusoidal_run, target, out)
@@ -322,8 +319,7 @@ def test_the_card_s_code_runs(sinusoidal_run, tmp_path, monkeypatch, capfd, targ
     else:
         monkeypatch.syspath_prepend(out)
         monkeypatch.delitem(sys.modules, "kosmos_torch", raising=False)
-        with torchscale_alone() if target == "torchscale" else contextlib.nullcontext():
-            runpy.run_path(str(program))
+        runpy.run_path(str(program))
     assert capfd.readouterr().out.strip()
 
 

@@ -192,7 +192,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(trainable, processor, i
     batch = processor(text=TEXTS, images=images[:3], return_labels=True)
     kept = quiet_gradients(trainable, batch)
     trainable.gradient_checkpointing_enable()
-    assert trainable.model.decoder.gradient_checkpointing and trainable.model.vision.gradient_checkpointing
+    assert trainable.model.decoder.gradient_checkpointing and trainable.model.image.encoder.gradient_checkpointing
     again = quiet_gradients(trainable, dict(batch, use_cache=use_cache))
     assert kept.keys() == again.keys() and len(kept) == len(list(trainable.parameters()))
     assert all(torch.equal(kept[name], again[name]) for name in kept)

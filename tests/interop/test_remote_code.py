@@ -13,10 +13,12 @@ import torch
 import transformers
 from PIL import Image
 
-from data_pipeline.images import squash
+from data_pipeline.documents import Media, Text
+from data_pipeline.media.image import squash
 from data_pipeline.rows import NO_TARGET, Piece, assemble
 from kosmos_jax.inference import load
-from kosmos_jax.inference.prompts import encode_prompt, open_image
+from kosmos_jax.inference.prompts import encode_prompt, open_item
+from kosmos_jax.modality import Table
 
 torch.set_num_threads(1)  # matrices this small are not worth a second one, least of all beside JAX's
 
@@ -59,13 +61,15 @@ def row_inputs(processor, images, row, **kwargs):
 def test_ids_slots_and_pixels_are_those_of_kosmos_jax(processor, generator, images):
     batch, first = processor(text=TEXTS, images=images), 0
     for row, prompt in enumerate(prompts_in_parts(images)):
-        expected = encode_prompt(prompt, generator.tokenizer, generator.config)
+        expected = encode_prompt(prompt, generator.tokenizer)
         real = batch["attention_mask"][row] == 1
         assert batch["input_ids"][row, real].tolist() == expected.tokens.tolist()
-        slots = np.where(expected.slots >= 0, expected.slots + first * generator.config.connector.tokens, -1)
+        slots, q = np.full(len(expected.tokens), -1), generator.config.perception.image.tokens
+        for n, start in enumerate(expected.starts):
+            slots[start : start + q] = (first + n) * q + np.arange(q)
         assert batch["image_slots"][row, real].tolist() == slots.tolist()
         assert real.tolist() == sorted(real.tolist()), "padding on the left"
-        first += len(expected.images)
+        first += len(expected.starts)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "LA", "1", "CMYK", "I;16"])
@@ -74,7 +78,9 @@ def test_pixels_are_those_of_kosmos_jax_for_any_image(processor, generator, mode
     pixels = np.random.default_rng(1).integers(0, 256, (size[1], size[0], 3), np.uint8)
     image = Image.fromarray(pixels).convert("L" if mode == "I;16" else mode)
     image = image.convert("I").convert("I;16") if mode == "I;16" else image
-    expected = squash(open_image(image), generator.config.vision.image_size)
+    expected = squash(
+        open_item(image, generator.tokenizer.modalities).decoded, generator.config.perception.image.shape[0]
+    )
     assert np.array_equal(processor.image_processor.squash(image), expected)
 
 
@@ -96,7 +102,9 @@ def unusual_images():
 @pytest.mark.parametrize("kind", unusual_images())
 def test_pixels_of_unusual_images_are_those_of_kosmos_jax(processor, generator, kind):
     image = unusual_images()[kind]
-    expected = squash(open_image(image), generator.config.vision.image_size)
+    expected = squash(
+        open_item(image, generator.tokenizer.modalities).decoded, generator.config.perception.image.shape[0]
+    )
     assert np.array_equal(processor.image_processor.squash(image), expected)
 
 
@@ -200,13 +208,16 @@ def test_a_conversation_continues_from_its_cache_with_one_more_image(model, proc
 
 
 def test_labels_are_the_targets_of_training(model, processor, generator, images):
-    tokenizer, q = generator.tokenizer, generator.config.connector.tokens
+    tokenizer = generator.tokenizer
+    table = Table(tokenizer.modalities, {"image": len(images)})
     batch = processor(text=TEXTS, images=images, return_labels=True, padding_side="right")
     length, first = batch["labels"].shape[1], 0
     for row, prompt in enumerate(prompts_in_parts(images)):
-        document = tokenizer.encode_document([part if isinstance(part, str) else b"" for part in prompt], q)
-        expected = assemble([Piece(document, 0, len(document.tokens))], length, tokenizer, q, True, first)
-        first += len(document.images)
+        parts = [Text(part) if isinstance(part, str) else Media("image", b"") for part in prompt]
+        document = tokenizer.encode_document(parts)
+        pieces = [Piece(document, 0, len(document.tokens))]
+        expected = assemble(pieces, length, tokenizer, table, True, {"image": first})
+        first += len(document.media)
         assert batch["input_ids"][row].tolist() == expected["tokens"].tolist()
         targets = torch.nn.functional.pad(batch["labels"][row, 1:], (0, 1), value=-100)
         assert targets.tolist() == np.where(expected["targets"] == NO_TARGET, -100, expected["targets"]).tolist()
@@ -260,7 +271,7 @@ def test_adapters_of_peft_learn_and_the_rest_stays(trainable, processor, images,
     assert losses[-1] < 0.9 * losses[0]
     changed = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
     assert changed == {name for name in before if "lora_" in name}
-    assert any(".vision." in name for name in changed)
+    assert any(".image.encoder." in name for name in changed)
     model.eval()
     with torch.no_grad():
         adapted = model(**batch).logits

@@ -18,15 +18,18 @@ from tests.model.tiny import model_config, quick_logits_of, random_model
 TOLERANCE = 1e-5
 MODELS = {
     "xPos, xconnector": {},
-    "sinusoidal, xconnector, exact gelu": {"text.positions": "sinusoidal", "vision.activation": "gelu"},
+    "sinusoidal, xconnector, exact gelu": {
+        "text.positions": "sinusoidal",
+        "perception.image.encoder.activation": "gelu",
+    },
     "both, perceiver": {
         "text.positions": "both",
-        "connector.kind": "perceiver",
-        "connector.tokens": 3,
-        "vision.image_size": 20,
-        "vision.patch_size": 4,
-        "vision.width": 40,
-        "vision.heads": 2,
+        "perception.image.connector.kind": "perceiver",
+        "perception.image.tokens": 3,
+        "perception.image.shape": (20, 20, 3),
+        "perception.image.encoder.patch_size": 4,
+        "perception.image.encoder.width": 40,
+        "perception.image.encoder.heads": 2,
     },
 }
 
@@ -41,7 +44,7 @@ def pair(request):
 
 @pytest.fixture(scope="module")
 def xpos_pair():
-    config = model_config(**{"connector.kind": "perceiver", "text.layers": 2})
+    config = model_config(**{"perception.image.connector.kind": "perceiver", "text.layers": 2})
     ours = random_model(config)
     return config, ours, torch_model(config, parameters(ours))
 
@@ -86,7 +89,7 @@ def test_images_can_be_encoded_once_and_reused(xpos_pair):
     config, _, theirs = xpos_pair
     tokens, segments, _, slots, images = interleaved_rows(config)
     tokens, slots, pixels, mask = to_torch(tokens, segments, slots, images)
-    assert torch.equal(theirs(tokens, slots, pixels, mask), theirs(tokens, slots, theirs.encode_images(pixels), mask))
+    assert torch.equal(theirs(tokens, slots, pixels, mask), theirs(tokens, slots, theirs.encode(pixels), mask))
 
 
 def greedy_without_cache(model, tokens, slots, pixels, forbidden, count=64):
@@ -105,32 +108,40 @@ def greedy_without_cache(model, tokens, slots, pixels, forbidden, count=64):
 def test_64_greedy_tokens_are_those_of_jax_alone_and_in_a_padded_batch(tokenizer, side):
     # With sinusoids too: xPos alone does not notice when a row's positions are all shifted.
     text = {"text.positions": "both", "text.max_positions": 256, "text.vocab_size": tokenizer.size, "text.layers": 2}
-    config = model_config(**text, **{"connector.kind": "perceiver"})
+    config = model_config(**text, **{"perception.image.connector.kind": "perceiver"})
     params = parameters(random_model(config, seed=3))
     theirs, generator = torch_model(config, params), Generator(config, params, tokenizer)
     drawn = list(np.random.default_rng(7).integers(0, 256, (3, 24, 20, 3), np.uint8))
     prompts = ["The digit is", [drawn[0], "A handwritten"], [drawn[1], "plus", drawn[2], "equals"]]
-    rows = [encode_prompt(prompt, tokenizer, config) for prompt in prompts]
+    rows = [encode_prompt(prompt, tokenizer) for prompt in prompts]
 
-    length, q, images = max(len(row.tokens) for row in rows), config.connector.tokens, 0
+    length, q, images = max(len(row.tokens) for row in rows), config.perception.image.tokens, 0
     pad = lambda x, value: np.pad(x, (length - len(x), 0)[:: 1 if side == "left" else -1], constant_values=value)  # noqa: E731
     tokens, slots, mask = [], [], []
     for row in rows:
         tokens.append(pad(row.tokens, tokenizer.pad))
-        slots.append(pad(np.where(row.slots >= 0, row.slots + images * q, -1), -1))
+        own = np.full(len(row.tokens), -1)
+        for start in row.starts:
+            own[start : start + q] = images * q + np.arange(q)
+            images += 1
+        slots.append(pad(own, -1))
         mask.append(pad(np.ones_like(row.tokens), 0))
-        images += len(row.images)
-    pixels = kosmos_torch.normalize(torch.from_numpy(np.concatenate([row.images for row in rows])))
-    tokens, slots, _, mask = to_torch(np.stack(tokens), np.stack(mask), np.stack(slots), None)
+    drawn = np.stack([item for row in rows for item in row.media.get("image", ())])
+    pixels = kosmos_torch.normalize(torch.from_numpy(drawn))
+    tokens, slots, _, mask = to_torch(np.stack(tokens), np.stack(mask), np.stack(slots))
 
     allowed = np.asarray(generator._allowed_V)
     forbidden = np.flatnonzero(~allowed | (np.arange(len(allowed)) == tokenizer.eos)).tolist()
     generator._allowed_V = generator._allowed_V.at[tokenizer.eos].set(False)
     expected = [completion.tokens for completion in generator.complete(prompts, max_new_tokens=64)]
     assert len(expected[0]) == 64
-    assert theirs.generate(tokens, slots, pixels, mask, max_new_tokens=64, forbidden=forbidden).tolist() == expected
-    alone = to_torch(rows[1].tokens[None], 1, rows[1].slots[None], None)[:2]
-    assert greedy_without_cache(theirs, *alone, pixels[:1], forbidden) == expected[1]
+    assert (
+        theirs.generate(tokens, slots, {"image": pixels}, mask, max_new_tokens=64, forbidden=forbidden).tolist()
+        == expected
+    )
+    real = mask[1].bool()
+    alone = tokens[1][real][None], slots[1][real][None], {"image": pixels[:1]}
+    assert greedy_without_cache(theirs, *alone, forbidden) == expected[1]
 
 
 def test_a_row_ends_with_eos_and_is_padding_from_there(xpos_pair):
@@ -188,7 +199,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(pair):
     tokens, segments, _, slots, images = interleaved_rows(config)
     batch = to_torch(tokens, segments, slots, images)
     kept = gradients(model, batch)
-    model.decoder.gradient_checkpointing = model.vision.gradient_checkpointing = True
+    model.decoder.gradient_checkpointing = model.image.encoder.gradient_checkpointing = True
     assert all(gradient.abs().max() > 0 for gradient in kept.values())
     for cache in ([], [None, None, kosmos_torch.Cache()]):
         again = gradients(model, (*batch, *cache))
@@ -233,9 +244,9 @@ def test_a_folder_loads_in_the_dtype_of_its_weights(xpos_pair, tmp_path):
 def test_no_images_are_as_good_as_none_and_no_rows_give_none(xpos_pair):
     _, _, model = xpos_pair
     tokens = torch.arange(4, 24).reshape(2, 10)
-    assert torch.equal(model(tokens, torch.full_like(tokens, -1), torch.zeros(0, 3, 16, 16)), model(tokens))
+    assert torch.equal(model(tokens, torch.full_like(tokens, -1), {"image": torch.zeros(0, 3, 16, 16)}), model(tokens))
     assert model(tokens[:0]).shape == (0, 10, model.config["text"]["vocab_size"])
-    assert model.generate(tokens[:0]).shape == (0, 0) and model.encode_images(torch.zeros(0, 3, 16, 16)).shape[0] == 0
+    assert model.generate(tokens[:0]).shape == (0, 0) and len(model.image(torch.zeros(0, 3, 16, 16))) == 0
 
 
 def test_images_without_slots_or_slots_without_images_or_a_mask_of_another_length_are_refused(xpos_pair):
@@ -245,10 +256,12 @@ def test_images_without_slots_or_slots_without_images_or_a_mask_of_another_lengt
         model(tokens, slots=torch.arange(8)[None])
     for slots in (torch.arange(9)[None], torch.arange(8), torch.ones(1, 8, dtype=torch.bool)):
         with pytest.raises(ValueError, match=r"slots are torch.*, tokens int\[1, 8\]"):
-            model(tokens, slots, torch.zeros(1, 3, 16, 16))
+            model(tokens, slots, {"image": torch.zeros(1, 3, 16, 16)})
     with pytest.raises(ValueError, match="no slots"):
-        model(tokens, pixels=torch.zeros(1, 3, 16, 16))
+        model(tokens, media={"image": torch.zeros(1, 3, 16, 16)})
+    with pytest.raises(ValueError, match=r"media are \['audio'\], and this model reads \['image'\]"):
+        model(tokens, torch.arange(8)[None], {"audio": torch.zeros(1, 320)})
     with pytest.raises(ValueError, match="there are none"):
-        model(tokens, torch.arange(8)[None], torch.zeros(0, 3, 16, 16))
+        model(tokens, torch.arange(8)[None], {"image": torch.zeros(0, 3, 16, 16)})
     with pytest.raises(ValueError, match=r"\(1, 7\) for 1 rows of 8 tokens"):
         model(tokens, attention_mask=torch.ones(1, 7))

@@ -39,7 +39,7 @@ def kosmos2_model(config, params):
     described = kosmos2_config(config.model, "float32") | {"_attn_implementation": "eager"}
     model = transformers.Kosmos2ForConditionalGeneration(transformers.Kosmos2Config(**described))
     state = state_dict(params)
-    state["vision.patch.weight"] = torch.from_numpy(names.to_convolution(state["vision.patch.weight"].numpy()))
+    state[names.PATCH] = torch.from_numpy(names.to_convolution(state[names.PATCH].numpy()))
     missing, surplus = model.load_state_dict({names.kosmos2(n): t for n, t in state.items()}, strict=False)
     assert missing == ["text_model.lm_head.weight"] and not surplus
     model.tie_weights()
@@ -48,17 +48,18 @@ def kosmos2_model(config, params):
 
 def logits_of(model, batch, packed):
     """Logits of our PyTorch module, or of transformers'."""
-    ids = {name: torch.from_numpy(np.array(array[0])).long() for name, array in batch.items() if name != "images"}
-    pixels = kosmos_torch.normalize(torch.from_numpy(batch["images"][0]))
+    ids = {name: torch.from_numpy(np.array(array[0])).long() for name, array in batch.items() if name != "media"}
+    pixels = kosmos_torch.normalize(torch.from_numpy(batch["media"]["image"][0]))
     if not packed:
         image = dict(pixel_values=pixels, image_embeds_position_mask=(ids["slots"] >= 0).long())
         return model(input_ids=ids["tokens"], attention_mask=torch.ones_like(ids["tokens"]), **image).logits
-    return model(ids["tokens"], ids["slots"], pixels, position_ids=ids["positions"], segment_ids=ids["segment_ids"])
+    places = dict(position_ids=ids["positions"], segment_ids=ids["segment_ids"])
+    return model(ids["tokens"], ids["slots"], {"image": pixels}, **places)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("packed, changes", [
-    (True, {"model.connector.kind": "perceiver"}),
+    (True, {"model.perception.image.connector.kind": "perceiver"}),
     (False, {"model.text.positions": "sinusoidal"}),
 ])  # fmt: skip
 def test_ten_updates(packed, changes):
@@ -88,7 +89,7 @@ def test_ten_updates(packed, changes):
     ours, theirs = state_dict({path: np.asarray(array) for path, array in state.parameters.items()}), model.state_dict()
     for name, tensor in ours.items():
         found = theirs[name if packed else names.kosmos2(name)]
-        if name == "vision.patch.weight" and not packed:
+        if name == "perception.image.encoder.patch.weight" and not packed:
             found = torch.from_numpy(names.from_convolution(found.numpy()))
         # Where keys are not rotated, their bias moves all scores of a query alike: its gradient is rounding, of which
         # Adam makes whole steps.

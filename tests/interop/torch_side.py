@@ -30,9 +30,9 @@ def interleaved_rows(config, seed=0, length=32):
     """Four rows: an image; two images and padding on the right; padding on the left and an image; text alone.
 
     Returns:
-      int32[4, T] tokens, segments, positions and slots, and float32[N, H, W, 3] normalised images.
+      int32[4, T] tokens, segments, positions and slots, and media: float32[N, H, W, 3], normalised images.
     """
-    rng, q, size = np.random.default_rng(seed), config.connector.tokens, config.vision.image_size
+    rng, q, size = np.random.default_rng(seed), config.perception.image.tokens, config.perception.image.shape[0]
     tokens = rng.integers(4, config.text.vocab_size, (4, length)).astype(np.int32)
     slots = np.full((4, length), -1, np.int32)
     for image, (row, start) in enumerate([(0, 5), (1, 1), (1, 3 + q), (2, 12)]):
@@ -41,14 +41,14 @@ def interleaved_rows(config, seed=0, length=32):
     segments[1, -6:] = segments[2, :9] = 0
     tokens[segments == 0] = 1
     positions = np.maximum(np.cumsum(segments, axis=1) - 1, 0).astype(np.int32)
-    return tokens, segments, positions, slots, rng.standard_normal((4, size, size, 3)).astype(np.float32)
+    return tokens, segments, positions, slots, {"image": rng.standard_normal((4, size, size, 3)).astype(np.float32)}
 
 
-def to_torch(tokens, segments, slots, images_NHWC):
-    """int64 and channels first: tokens, slots, pixels, mask."""
+def to_torch(tokens, segments, slots, media=None):
+    """int64 and channels first: tokens, slots, media, mask."""
     ids = [torch.from_numpy(np.asarray(x)).long() for x in (tokens, slots, segments)]
-    pixels = None if images_NHWC is None else torch.from_numpy(images_NHWC.transpose(0, 3, 1, 2).copy())
-    return ids[0], ids[1], pixels, ids[2]
+    media = {name: torch.from_numpy(items.transpose(0, 3, 1, 2).copy()) for name, items in (media or {}).items()}
+    return ids[0], ids[1], media, ids[2]
 
 
 def difference(ours, theirs, real):

@@ -20,7 +20,7 @@ def test_the_rows_and_the_state_of_every_shipped_job_divide_over_its_devices(pat
     devices = described.place.devices if described.place else described.processes
     data, fsdp, tensor, context = axis_sizes(config.mesh, devices)
     batch_layout(config, data * fsdp)  # or it raises
-    widths = config.model.text.width, config.model.vision.width
+    widths = config.model.text.width, config.model.perception.image.encoder.width
     assert not any(width % fsdp for width in widths)
 
 

@@ -9,6 +9,7 @@ from tests.model.tiny import model_config, quick_jit
 def initial_model():
     """A model as training finds it, large enough for statistics; 4 decoder layers."""
     text = {"text.width": 64, "text.ffn": 256, "text.layers": 4, "text.vocab_size": 512}
-    vision = {"vision.width": 48, "vision.ffn": 160, "vision.layers": 4, "vision.top_layers": 1}
-    config = model_config(**text, **vision, **{"connector.tokens": 32})
+    encoder = {"width": 48, "ffn": 160, "layers": 4, "top_layers": 1}
+    encoder = {f"perception.image.encoder.{key}": value for key, value in encoder.items()}
+    config = model_config(**text, **encoder, **{"perception.image.tokens": 32})
     return quick_jit(lambda: Kosmos(config, nnx.Rngs(0)))()

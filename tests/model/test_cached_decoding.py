@@ -13,13 +13,13 @@ SLOTS = 9 + NEW + 3  # the cache is longer than needed
 
 
 @quick_jit
-def read_at_once(model, tokens, segments, positions, slots, images_NQD):
-    return model.logits(model.decoder(model.embed(tokens, slots, images_NQD, positions), segments, positions))
+def read_at_once(model, tokens, segments, positions, slots, vectors_MD):
+    return model.logits(model.decoder(model.embed(tokens, slots, vectors_MD, positions), segments, positions))
 
 
 @quick_jit
-def extend(model, tokens, segments, positions, slots, images_NQD, cache, start):
-    embedded = model.embed(tokens, slots, images_NQD, positions)
+def extend(model, tokens, segments, positions, slots, vectors_MD, cache, start):
+    embedded = model.embed(tokens, slots, vectors_MD, positions)
     hidden, cache = model.decoder.extend(embedded, segments, positions, cache, start)
     return model.logits(hidden), cache
 
@@ -51,7 +51,7 @@ CASES = {
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_prompt_then_token_by_token_equals_reading_at_once(case):
     model = random_model(model_config(**{"text.positions": case["kind"], "text.layers": 2}), seed=3)
-    images_NQD = jnp.asarray(np.random.default_rng(1).standard_normal((1, 4, 32)), jnp.float32)
+    vectors_MD = jnp.asarray(np.random.default_rng(1).standard_normal((4, 32)), jnp.float32)
     batch, longest = rows(case["pad_left"]), max(PROMPTS)
 
     # Each row alone, its tokens side by side from position 0.
@@ -59,7 +59,7 @@ def test_prompt_then_token_by_token_equals_reading_at_once(case):
     for row, prompt in enumerate(PROMPTS):
         for ours, theirs in zip(side_by_side, batch, strict=True):
             ours[row, : prompt + NEW] = theirs[row, batch[1][row] == 1]
-    at_once = np.asarray(read_at_once(model, *side_by_side, images_NQD))
+    at_once = np.asarray(read_at_once(model, *side_by_side, vectors_MD))
 
     if case.get("separate"):
         model.decoder.layers = unstack(model.decoder.layers)
@@ -67,7 +67,7 @@ def test_prompt_then_token_by_token_equals_reading_at_once(case):
     parts = []
     for start, end in [(0, longest), *((step, step + 1) for step in range(longest, longest + NEW))]:
         piece = [array[:, start:end] for array in batch]
-        logits, cache = extend(model, *piece, images_NQD, cache, start)
+        logits, cache = extend(model, *piece, vectors_MD, cache, start)
         parts.append(np.asarray(logits))
     cached = np.concatenate(parts, axis=1)
 

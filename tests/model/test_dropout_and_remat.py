@@ -12,8 +12,8 @@ from kosmos_jax.model.attention import attend
 from kosmos_jax.model.layers import dropout
 from tests.model.tiny import model_config, quick_jit, quick_logits_of, random_model
 
-NO_DROPOUT = {"text.dropout": 0.0, "text.attention_dropout": 0.0, "connector.dropout": 0.0}
-SMALL = {"text.layers": 2, "vision.layers": 2, "vision.top_layers": 0}
+NO_DROPOUT = {"text.dropout": 0.0, "text.attention_dropout": 0.0, "perception.image.connector.dropout": 0.0}
+SMALL = {"text.layers": 2, "perception.image.encoder.layers": 2, "perception.image.encoder.top_layers": 0}
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def batch():
     slots[0, 2:6] = np.arange(4)
     positions = np.tile(np.arange(12), (2, 1))
     images = rng.integers(0, 256, (1, 16, 16, 3), np.uint8)
-    return rng.integers(2, 64, (2, 12)), np.ones((2, 12), np.int32), positions, slots, images
+    return rng.integers(2, 64, (2, 12)), np.ones((2, 12), np.int32), positions, slots, {"image": images}
 
 
 @quick_jit
@@ -71,8 +71,8 @@ def test_each_of_the_texts_rates_drops_something(batch, rate):
 
 @pytest.mark.parametrize("kind", ["xconnector", "perceiver"])
 def test_the_connectors_rate_drops_something(kind):
-    sizes = model_config(**{"connector.kind": kind, "connector.dropout": 0.3})
-    connector = random_model(sizes).connector
+    sizes = model_config(**{"perception.image.connector.kind": kind, "perception.image.connector.dropout": 0.3})
+    connector = random_model(sizes).image.connector
     features = np.random.default_rng(0).standard_normal((1, 5, 24)).astype(np.float32)
     read = quick_jit(lambda connector, key: connector(features, key=key))
     assert_drops(lambda seed: read(connector, key_of(seed)))

@@ -66,7 +66,7 @@ def test_embeddings_have_deviation_one_over_sqrt_width_and_the_pad_row_is_zero(i
 
 
 def test_xconnector_starts_as_fairseqs_attention(initial_model):
-    connector, xavier = initial_model.connector, math.sqrt(6 / (64 + 64))
+    connector, xavier = initial_model.image.connector, math.sqrt(6 / (64 + 64))
     assert_normal(connector.queries[...], 1.0)
     assert_uniform(connector.dense.kernel, 48**-0.5)
     assert_uniform(connector.dense.bias, 48**-0.5)
@@ -79,7 +79,7 @@ def test_xconnector_starts_as_fairseqs_attention(initial_model):
 
 
 def test_vision_starts_as_transformers_clip(initial_model):
-    vision, width, layers = initial_model.vision, 48, 4
+    vision, width, layers = initial_model.image.encoder, 48, 4
     deep = width**-0.5 * (2 * layers) ** -0.5
     for stacked in (vision.trunk, vision.top):
         for part, std in (
@@ -96,7 +96,7 @@ def test_vision_starts_as_transformers_clip(initial_model):
 
 
 def test_no_two_layers_and_no_two_towers_start_alike(initial_model):
-    vision, decoder = initial_model.vision, initial_model.decoder
+    vision, decoder = initial_model.image.encoder, initial_model.decoder
     kernels = [*vision.trunk.attention.query.kernel[...], *vision.top.attention.query.kernel[...]]
     for matrices in (kernels, list(decoder.layers.fc1.kernel[...])):
         rows = np.stack([np.asarray(matrix).ravel() for matrix in matrices])
@@ -107,5 +107,9 @@ def test_no_two_layers_and_no_two_towers_start_alike(initial_model):
 
 
 def test_norms_start_as_the_identity(initial_model):
-    for norm in (initial_model.vision.ln_post, initial_model.decoder.final_norm, initial_model.decoder.layers.ffn_norm):
+    for norm in (
+        initial_model.image.encoder.ln_post,
+        initial_model.decoder.final_norm,
+        initial_model.decoder.layers.ffn_norm,
+    ):
         assert (np.asarray(norm.scale[...]) == 1).all() and not np.asarray(norm.bias[...]).any()

@@ -7,7 +7,7 @@ from tests.model.tiny import model_config, quick_logits_of, random_model
 
 LENGTHS = (9, 5, 11)  # documents packed into one row
 TAIL = 7  # padding after them
-SIZES = {"connector.tokens": 3}
+SIZES = {"perception.image.tokens": 3}
 
 
 @pytest.fixture(scope="module", params=["xpos", "sinusoidal", "both"])
@@ -31,7 +31,7 @@ def row():
         start += count
     slots[0, 2:5] = np.arange(3)
     slots[0, 18:21] = 3 + np.arange(3)
-    return tokens, segments, positions, slots, rng.integers(0, 256, (2, 16, 16, 3), np.uint8)
+    return tokens, segments, positions, slots, {"image": rng.integers(0, 256, (2, 16, 16, 3), np.uint8)}
 
 
 def changed(array, place):
@@ -74,7 +74,7 @@ def test_a_token_changes_its_own_scores_and_later_ones_only(model, row):
 def test_an_image_changes_scores_from_its_first_slot_on(model, row):
     *texts, images = row
     before = np.asarray(quick_logits_of(model, *texts, images))[0]
-    after = np.asarray(quick_logits_of(model, *texts, images[[0, 0]]))[0]
+    after = np.asarray(quick_logits_of(model, *texts, {"image": images["image"][[0, 0]]}))[0]
     assert np.array_equal(before[:18], after[:18])
     assert (before[18:25] != after[18:25]).any(axis=1).all()
 

@@ -18,8 +18,8 @@ def count(config, *parts):
 def test_kosmos1_has_its_1_6_billion_parameters():
     config = kosmos1.get_config()
     assert count(config, "decoder/", "embedding") == 1_340_180_480
-    assert count(config, "vision/") == 303_179_776
-    assert count(config, "connector/") == 19_015_680
+    assert count(config, "image/encoder/") == 303_179_776
+    assert count(config, "image/connector/") == 19_015_680
     assert count(config) == 1_662_375_936
 
 
@@ -36,6 +36,6 @@ def test_a_size_has_the_parameters_of_its_name(size):
 @pytest.mark.parametrize("top_layers", [0, 24])
 def test_splitting_the_vision_tower_adds_no_parameter(top_layers):
     config = kosmos1.get_config()
-    config.model.vision.top_layers = top_layers
-    assert count(config, "vision/") == 303_179_776
-    assert count(config, "vision/top/") == top_layers * 12_596_224
+    config.model.perception.image.encoder.top_layers = top_layers
+    assert count(config, "image/encoder/") == 303_179_776
+    assert count(config, "image/encoder/top/") == top_layers * 12_596_224

@@ -51,7 +51,7 @@ SHAPES = [  # width, heads, layers, ffn, tokens in a row
 @pytest.mark.parametrize("width, heads, layers, ffn, length", SHAPES)
 def test_logits_are_those_of_torchscale(torchscale, width, heads, layers, ffn, length):
     sizes = {"text.width": width, "text.heads": heads, "text.layers": layers, "text.ffn": ffn}
-    config = model_config(**sizes, **{"connector.heads": heads})
+    config = model_config(**sizes, **{"perception.image.connector.heads": heads})
     theirs = their_decoder(torchscale, config, seed=length)
     state = weights.arrays(theirs)
     model = random_model(config)

@@ -10,8 +10,8 @@ from flax import nnx
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from transformers.models.idefics.perceiver import IdeficsPerceiverResampler
 
-from kosmos_jax.model.connector import Perceiver
-from kosmos_jax.model.vision import PIXEL_MEAN, PIXEL_STD, normalize_pixels
+from kosmos_jax.model.perception.clip import PIXEL_MEAN, PIXEL_STD, normalize_pixels
+from kosmos_jax.model.perception.connector import Perceiver
 from tests.model import torch_weights as weights
 from tests.model.tiny import model_config, random_model
 
@@ -23,36 +23,42 @@ SHAPES = {
         "text.heads": 5,
         "text.layers": 2,
         "text.ffn": 112,
-        "vision.image_size": 20,
-        "vision.patch_size": 4,
-        "vision.width": 40,
-        "vision.heads": 2,
-        "vision.ffn": 72,
-        "vision.top_layers": 3,
-        "connector.tokens": 3,
-        "connector.heads": 5,
+        "perception.image.shape": (20, 20, 3),
+        "perception.image.encoder.patch_size": 4,
+        "perception.image.encoder.width": 40,
+        "perception.image.encoder.heads": 2,
+        "perception.image.encoder.ffn": 72,
+        "perception.image.encoder.top_layers": 3,
+        "perception.image.tokens": 3,
+        "perception.image.connector.heads": 5,
     },
     "deep, no block on top": {
         "text.width": 48,
         "text.heads": 2,
         "text.layers": 6,
         "text.ffn": 160,
-        "vision.image_size": 18,
-        "vision.patch_size": 6,
-        "vision.width": 36,
-        "vision.layers": 5,
-        "vision.heads": 6,
-        "vision.ffn": 64,
-        "vision.top_layers": 0,
-        "connector.tokens": 7,
-        "connector.heads": 2,
+        "perception.image.shape": (18, 18, 3),
+        "perception.image.encoder.patch_size": 6,
+        "perception.image.encoder.width": 36,
+        "perception.image.encoder.layers": 5,
+        "perception.image.encoder.heads": 6,
+        "perception.image.encoder.ffn": 64,
+        "perception.image.encoder.top_layers": 0,
+        "perception.image.tokens": 7,
+        "perception.image.connector.heads": 2,
     },
-    "exact gelu": {"vision.activation": "gelu", "text.heads": 1, "connector.heads": 1, "text.vocab_size": 131},
+    "exact gelu": {
+        "perception.image.encoder.activation": "gelu",
+        "text.heads": 1,
+        "perception.image.connector.heads": 1,
+        "text.vocab_size": 131,
+    },
 }
 
 
 def kosmos2(config, seed):
-    text, vision = config.text, config.vision
+    text, image = config.text, config.perception.image
+    vision = image.encoder
     text_config = dict(
         vocab_size=text.vocab_size,
         embed_dim=text.width,
@@ -66,12 +72,12 @@ def kosmos2(config, seed):
         num_hidden_layers=vision.layers,
         num_attention_heads=vision.heads,
         intermediate_size=vision.ffn,
-        image_size=vision.image_size,
+        image_size=image.shape[0],
         patch_size=vision.patch_size,
         hidden_act=vision.activation,
     )
     together = transformers.Kosmos2Config(
-        text_config=text_config, vision_config=vision_config, latent_query_num=config.connector.tokens
+        text_config=text_config, vision_config=vision_config, latent_query_num=image.tokens
     )
     together._attn_implementation = "eager"
     return weights.randomize(transformers.Kosmos2ForConditionalGeneration(together), seed)
@@ -79,7 +85,7 @@ def kosmos2(config, seed):
 
 def interleaved_rows(config, rng, length=32):
     """Three rows: one image; two images and right padding; text alone with left padding."""
-    count, size = config.connector.tokens, config.vision.image_size
+    count, size = config.perception.image.tokens, config.perception.image.shape[0]
     tokens = rng.integers(4, config.text.vocab_size, (3, length)).astype(np.int32)
     slots = np.full((3, length), -1, np.int32)
     for image, (row, start) in enumerate([(0, 5), (1, 1), (1, 4 + count)]):
@@ -115,9 +121,9 @@ def difference(name, ours, theirs):
 
 @jax.jit
 def everything(model, tokens, segments, positions, slots, images):
-    features = model.vision(images)
-    hidden = model(tokens, segments, positions, slots, images)
-    return features, model.encode_images(images), model.logits(hidden)
+    features = model.image.encoder(images)
+    hidden = model(tokens, segments, positions, slots, {"image": images})
+    return features, model.image(images), model.logits(hidden)
 
 
 @torch.no_grad()
@@ -150,8 +156,15 @@ def test_perceiver_is_that_of_idefics_with_gelu(layers, heads, queries):
         feed_forward.act = torch.nn.GELU()
     weights.randomize(theirs, seed=layers)
     state = weights.arrays(theirs)
-    sizes = model_config(**{"connector.layers": layers, "connector.heads": heads, "connector.tokens": queries})
-    abstract = nnx.eval_shape(lambda: Perceiver(sizes.connector, width, width, nnx.Rngs(0), jnp.float32))
+    sizes = model_config(
+        **{
+            "perception.image.connector.layers": layers,
+            "perception.image.connector.heads": heads,
+            "perception.image.tokens": queries,
+        }
+    )
+    image = sizes.perception.image
+    abstract = nnx.eval_shape(lambda: Perceiver(image.connector, image.tokens, width, width, nnx.Rngs(0), jnp.float32))
     ours = weights.load(abstract, weights.perceiver(state, layers))
     assert not state
     features = np.random.default_rng(0).standard_normal((2, 17, width)).astype(np.float32)

@@ -33,17 +33,24 @@ def model_config(**overrides):
                 attention_dropout=0.1,
                 init="torchscale",
             ),
-            vision=dict(
-                image_size=16,
-                patch_size=8,
-                width=24,
-                layers=3,
-                heads=3,
-                ffn=48,
-                activation="quick_gelu",
-                top_layers=1,
+            perception=dict(
+                image=dict(
+                    tokens=4,
+                    shape=(16, 16, 3),
+                    dtype="uint8",
+                    encoder=dict(
+                        kind="clip",
+                        patch_size=8,
+                        width=24,
+                        layers=3,
+                        heads=3,
+                        ffn=48,
+                        activation="quick_gelu",
+                        top_layers=1,
+                    ),
+                    connector=dict(kind="xconnector", heads=4, layers=2, dropout=0.1),
+                ),
             ),
-            connector=dict(kind="xconnector", tokens=4, heads=4, layers=2, dropout=0.1),
         )
     )
     config.update_from_flattened_dict(overrides)

@@ -134,11 +134,10 @@ def perceiver(state, layers):
 
 def kosmos2(state, config):
     """transformers' Kosmos2ForConditionalGeneration, for a `config.model` of the same sizes."""
-    table = state.pop("text_model.model.embed_tokens.weight")
+    table, encoder = state.pop("text_model.model.embed_tokens.weight"), config.perception.image.encoder
     assert (state.pop("text_model.lm_head.weight") == table).all()
     return dict(
         embedding=table,
-        vision=vision(state, config.vision.layers, config.vision.top_layers),
-        connector=xconnector(state),
+        image=dict(encoder=vision(state, encoder.layers, encoder.top_layers), connector=xconnector(state)),
         decoder=decoder(state, config.text.layers, prefix="text_model.model."),
     )

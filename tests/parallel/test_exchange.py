@@ -29,7 +29,7 @@ def test_no_device_receives_all_images_or_all_rows(compiled):
     config, batch, found = compiled
     moved = [one.bytes for one in found if one.kind in ("all-gather", "all-to-all") or "_take" in one.source]
     width, (_, rows, length) = config.model.text.width, batch["tokens"].shape
-    all_images = batch["images"].shape[1] * config.model.connector.tokens * width * FLOAT
+    all_images = batch["media"]["image"].shape[1] * config.model.perception.image.tokens * width * FLOAT
     all_rows = rows * length * width * FLOAT
     assert all_rows / DEVICES / 2 < max(moved) < min(all_images, all_rows) / 2
 

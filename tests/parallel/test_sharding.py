@@ -11,6 +11,8 @@ from kosmos_jax.parallel import sharding
 from kosmos_jax.parallel.mesh import axis_sizes, make_mesh, row_shards
 from tests.training.conftest import tiny_config
 
+MODEL = tiny_config().model
+
 
 def mesh_config(**sizes):
     return ConfigDict(dict(data=1, fsdp=1, tensor=1, context=1) | sizes)
@@ -41,9 +43,10 @@ def test_rows_are_split_over_data_and_fsdp():
 @pytest.mark.parametrize("connector", ["xconnector", "perceiver"])
 @pytest.mark.parametrize("top_layers", [0, 1, 2])
 def test_every_parameter_of_every_model_matches_exactly_one_rule(connector, top_layers):
-    config = tiny_config(**{"model.connector.kind": connector, "model.vision.top_layers": top_layers})
-    shapes = abstract_model(config.model)[1]
-    specs = sharding.parameter_specs(shapes, make_mesh(mesh_config(fsdp=4, tensor=2)))
+    image = "model.perception.image"
+    model = tiny_config(**{f"{image}.connector.kind": connector, f"{image}.encoder.top_layers": top_layers}).model
+    shapes = abstract_model(model)[1]
+    specs = sharding.parameter_specs(model, shapes, make_mesh(mesh_config(fsdp=4, tensor=2)))
     assert specs.keys() == shapes.keys()
     assert specs["decoder/layers/fc1/kernel"] == P(None, "fsdp", "tensor")
     assert specs["decoder/layers/fc2/kernel"] == P(None, "tensor", "fsdp")
@@ -57,9 +60,9 @@ def test_no_rule_and_two_rules_are_both_errors(rules, found):
     assert found in str(error.value)
 
 
-def test_a_dimension_that_its_axis_does_not_divide_stays_whole():
+def test_a_dimension_that_its_axis_does_not_divide_stays_replicated():
     shapes = {"embedding": jax.ShapeDtypeStruct((1007, 64), "float32")}
-    specs = sharding.parameter_specs(shapes, make_mesh(mesh_config(fsdp=4, tensor=2)))
+    specs = sharding.parameter_specs(MODEL, shapes, make_mesh(mesh_config(fsdp=4, tensor=2)))
     assert specs["embedding"] == P(None, "fsdp")
 
 
@@ -67,10 +70,10 @@ def test_a_large_array_that_would_be_whole_everywhere_is_named():
     mesh = make_mesh(mesh_config(fsdp=8))
     shapes = {
         "embedding": jax.ShapeDtypeStruct((1001, 63), "float32"),
-        "connector/dense/kernel": jax.ShapeDtypeStruct((64, 64), "float32"),
+        "image/connector/dense/kernel": jax.ShapeDtypeStruct((64, 64), "float32"),
     }
-    shardings = sharding.like_parameters(shapes, shapes, sharding.parameter_specs(shapes, mesh), mesh)
-    with pytest.raises(UserError, match="copied whole.*embedding.*93"):
+    shardings = sharding.like_parameters(shapes, shapes, sharding.parameter_specs(MODEL, shapes, mesh), mesh)
+    with pytest.raises(UserError, match="replicated on every device.*embedding.*93"):
         sharding.assert_sharded(shapes, shardings, mesh)
 
 
@@ -78,10 +81,12 @@ def test_many_arrays_that_would_be_whole_everywhere_add_up():
     """Each is 1% of all, like the matrices of a vision tower whose width the mesh does not divide."""
     mesh = make_mesh(mesh_config(fsdp=8))
     names = ("query", "key", "value")
-    shapes = {f"vision/trunk/attention/{name}/kernel": jax.ShapeDtypeStruct((4, 260, 260), "float32") for name in names}
+    shapes = {
+        f"image/encoder/trunk/attention/{name}/kernel": jax.ShapeDtypeStruct((4, 260, 260), "float32") for name in names
+    }
     shapes["embedding"] = jax.ShapeDtypeStruct((3300, 8192), "float32")
-    shardings = sharding.like_parameters(shapes, shapes, sharding.parameter_specs(shapes, mesh), mesh)
+    shardings = sharding.like_parameters(shapes, shapes, sharding.parameter_specs(MODEL, shapes, mesh), mesh)
     with pytest.raises(UserError, match="value.*1.0% of all bytes.*mesh.data takes the rest"):
         sharding.assert_sharded(shapes, shardings, mesh)
-    del shapes["vision/trunk/attention/query/kernel"], shardings["vision/trunk/attention/query/kernel"]
+    del shapes["image/encoder/trunk/attention/query/kernel"], shardings["image/encoder/trunk/attention/query/kernel"]
     sharding.assert_sharded(shapes, shardings, mesh)

@@ -20,11 +20,18 @@ def tiny_config(**overrides):
                     vocab_size=64, width=32, layers=2, heads=4, ffn=64, max_positions=64, positions="xpos",
                     dropout=0.0, attention="auto", attention_dropout=0.0, init="torchscale",
                 ),
-                vision=dict(
-                    image_size=IMAGE, patch_size=8, width=16, layers=2, heads=2, ffn=32, activation="quick_gelu",
-                    top_layers=1,
+                perception=dict(
+                    image=dict(
+                        tokens=QUERIES,
+                        shape=(IMAGE, IMAGE, 3),
+                        dtype="uint8",
+                        encoder=dict(
+                            kind="clip", patch_size=8, width=16, layers=2, heads=2, ffn=32, activation="quick_gelu",
+                            top_layers=1,
+                        ),
+                        connector=dict(kind="xconnector", heads=4, layers=1, dropout=0.0),
+                    ),
                 ),
-                connector=dict(kind="xconnector", tokens=QUERIES, heads=4, layers=1, dropout=0.0),
             ),
             training=dict(
                 steps=20, frozen=(), ema_decay=0.0, spike_factor=0.0, loss_chunk=8, max_nonfinite=3,
@@ -60,7 +67,7 @@ def random_batch(microbatches=1, rows=8, length=16, images=8, seed=0, vocab=64):
         segment_ids=segments.astype(np.int32),
         positions=positions,
         slots=slots,
-        images=rng.integers(0, 256, (microbatches, images, IMAGE, IMAGE, 3)).astype(np.uint8),
+        media=dict(image=rng.integers(0, 256, (microbatches, images, IMAGE, IMAGE, 3)).astype(np.uint8)),
         row_source=np.tile(np.arange(rows, dtype=np.int32) % 2, (microbatches, 1)),
     )
 

@@ -2,6 +2,7 @@
 
 import threading
 
+import jax
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
@@ -9,7 +10,7 @@ from ml_collections import ConfigDict
 from kosmos_jax.parallel.mesh import make_mesh
 from kosmos_jax.training.feed import DEPTH, Feed, batch_shardings, local_range, place
 
-from .conftest import random_batch
+from .conftest import random_batch, tiny_config
 
 
 def test_steps_come_in_order_and_end():
@@ -44,13 +45,13 @@ def test_the_feed_stays_a_few_batches_ahead_and_no_more():
     assert len(made) <= DEPTH + 2
 
 
-def test_a_batch_is_split_over_rows_and_images():
+def test_a_batch_is_split_over_rows_and_items():
     mesh = make_mesh(ConfigDict(dict(data=2, fsdp=2, tensor=1, context=2)))
-    shardings, batch = batch_shardings(mesh), random_batch(microbatches=2)
-    shapes = {name: array.shape for name, array in batch.items()}
-    placed = place(batch, shapes, shardings, dict.fromkeys(batch, 0))
-    for name, array in placed.items():
-        np.testing.assert_array_equal(array, batch[name])
-        assert array.addressable_shards[0].data.shape[1] == batch[name].shape[1] // 4
-    assert placed["tokens"].addressable_shards[0].data.shape[2] == batch["tokens"].shape[2] // 2
-    assert local_range(shardings["tokens"], shapes["tokens"], 1) == slice(0, shapes["tokens"][1])
+    shardings, batch = batch_shardings(tiny_config().model, mesh), random_batch(microbatches=2)
+    placed = place(batch, batch, shardings, jax.tree.map(lambda _: 0, batch))
+    for array, original in zip(jax.tree.leaves(placed), jax.tree.leaves(batch), strict=True):
+        np.testing.assert_array_equal(array, original)
+        assert array.addressable_shards[0].data.shape[1] == original.shape[1] // 4
+    tokens = batch["tokens"]
+    assert placed["tokens"].addressable_shards[0].data.shape[2] == tokens.shape[2] // 2
+    assert local_range(shardings["tokens"], tokens.shape, 1) == slice(0, tokens.shape[1])

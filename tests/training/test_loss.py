@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kosmos_jax.training.loss import _Chunks, chunk_length, cross_entropy
+from kosmos_jax.training.loss import Layout, _Chunks, chunk_length, cross_entropy
 
 
 def dense(hidden, table, targets):
@@ -64,7 +64,7 @@ def test_a_chunk_divides_the_row(tokens, wanted, length):
     ],
 )
 def test_a_chunk_counts_the_tokens_of_a_device(rows, tokens, wanted, splits, parts, chunks):
-    cut = _Chunks(rows, tokens, wanted, splits)
+    cut = _Chunks(rows, tokens, wanted, Layout(*splits))
     x = jnp.arange(rows * tokens).reshape(rows, tokens)
     assert cut.parts == parts
     assert cut.cut(x).shape == (chunks, rows, tokens // chunks)

@@ -10,13 +10,14 @@ import pytest
 from kosmos_jax.errors import UserError
 from kosmos_jax.parallel.mesh import make_mesh
 from kosmos_jax.training.feed import batch_shardings
+from kosmos_jax.training.loss import layout_on
 from kosmos_jax.training.optimizer import learning_rate, make_optimizer, split_frozen
 from kosmos_jax.training.state import initial_state, state_shardings
 from kosmos_jax.training.step import make_train_step
 
 from .conftest import random_batch, tiny_config
 
-PAPER_FROZEN = (r"vision/trunk/.*", r"vision/(class_token|positions)", r"vision/(patch|ln_pre)/.*")
+PAPER_FROZEN = (r"image/encoder/trunk/.*", r"image/encoder/(class_token|positions)", r"image/encoder/(patch|ln_pre)/.*")
 
 
 @functools.cache
@@ -28,12 +29,12 @@ def compiled(config, devices=1):
     state = jax.jit(lambda key: initial_state(config, optimizer, key), out_shardings=shardings)(jax.random.key(0))
     schedule = learning_rate(config.training.optimizer, config.training.steps)
     step = jax.jit(
-        make_train_step(graph, optimizer, config, schedule, ("a", "b")),
-        in_shardings=(shardings, batch_shardings(mesh)),
+        make_train_step(graph, optimizer, config, schedule, ("a", "b"), layout_on(mesh)),
+        in_shardings=(shardings, batch_shardings(config.model, mesh)),
         out_shardings=(shardings, None),
         compiler_options={"xla_backend_optimization_level": 0},  # compiling takes the time here
     )
-    return state, lambda state, batch: step(state, jax.device_put(batch, batch_shardings(mesh)))
+    return state, lambda state, batch: step(state, jax.device_put(batch, batch_shardings(config.model, mesh)))
 
 
 def run(config, batches, devices=1):
@@ -70,7 +71,7 @@ def test_eight_devices_learn_what_one_learns(mesh):
     config = tiny_config(**{f"mesh.{axis}": size for axis, size in mesh.items()})
     many, many_history = run(config, batches, devices=8)
     np.testing.assert_allclose(losses(many_history), losses(one_history), rtol=2e-5)
-    for path in ("decoder/layers/fc1/kernel", "embedding", "vision/trunk/fc1/kernel"):
+    for path in ("decoder/layers/fc1/kernel", "embedding", "image/encoder/trunk/fc1/kernel"):
         np.testing.assert_allclose(many.trainable[path], one.trainable[path], atol=2e-4)
     kernel = many.trainable["decoder/layers/fc1/kernel"]
     split = mesh.get("fsdp", 1) * mesh.get("tensor", 1)
@@ -88,11 +89,11 @@ def test_dropout_does_not_depend_on_the_mesh():
 
 
 def test_four_microbatches_make_the_update_of_one_batch():
-    whole = random_batch(rows=8)
-    parts = {name: x.reshape(4, x.shape[1] // 4, *x.shape[2:]) for name, x in whole.items()}
+    batch = random_batch(rows=8)
+    parts = jax.tree.map(lambda x: x.reshape(4, x.shape[1] // 4, *x.shape[2:]), batch)
     slots = parts["slots"]
     parts["slots"] = np.where(slots >= 0, slots % (2 * 4), slots)  # 2 images of 4 tokens in each microbatch
-    one_state, one = run(tiny_config(), [whole])
+    one_state, one = run(tiny_config(), [batch])
     four_state, four = run(tiny_config(), [parts])
     np.testing.assert_allclose(losses(four), losses(one), rtol=1e-5)
     np.testing.assert_allclose(four[0]["grad_norm"], one[0]["grad_norm"], rtol=1e-4)
@@ -113,8 +114,8 @@ def test_frozen_parameters_stay_and_have_no_optimizer_state():
     config = tiny_config(**{"training.frozen": PAPER_FROZEN})
     before = run(config, [])[0]
     after, _ = run(config, [random_batch()] * 3)
-    assert set(after.frozen) == {p for p in after.parameters if p.startswith("vision/")} - {
-        p for p in after.trainable if p.startswith(("vision/top/", "vision/ln_post/"))
+    assert set(after.frozen) == {p for p in after.parameters if p.startswith("image/encoder/")} - {
+        p for p in after.trainable if p.startswith(("image/encoder/top/", "image/encoder/ln_post/"))
     }
     for path, array in after.frozen.items():
         assert (array == before.frozen[path]).all(), path
@@ -137,13 +138,13 @@ def test_no_backward_pass_goes_through_a_frozen_trunk():
 @pytest.mark.parametrize(
     "patterns, message",
     [
-        (("vision/trnk/.*",), "matches no parameter"),
-        (("vision/.*", "vision/trunk/.*"), "is matched by"),
+        (("image/encoder/trnk/.*",), "matches no parameter"),
+        (("image/encoder/.*", "image/encoder/trunk/.*"), "is matched by"),
         ((".*",), "nothing is left to train"),
     ],
 )
 def test_rules_for_frozen_parameters_that_make_no_sense_are_errors(patterns, message):
-    params = {"vision/trunk/fc1/kernel": 0, "vision/top/fc1/kernel": 0, "embedding": 0}
+    params = {"image/encoder/trunk/fc1/kernel": 0, "image/encoder/top/fc1/kernel": 0, "embedding": 0}
     with pytest.raises(UserError, match=message):
         split_frozen(params, patterns)
 

@@ -16,7 +16,7 @@ def section_property(section: str, key: str):
 
 
 class KosmosJaxConfig(PretrainedConfig):
-    """The sections `text`, `vision` and `connector` of kosmos_jax's config.model, as plain dictionaries."""
+    """The sections `text` and `perception` of kosmos_jax's config.model, as plain dictionaries."""
 
     model_type = "kosmos-jax"
     keys_to_ignore_at_inference = ["past_key_values", "cache"]
@@ -26,6 +26,6 @@ class KosmosJaxConfig(PretrainedConfig):
     num_hidden_layers = section_property("text", "layers")
     num_attention_heads = section_property("text", "heads")
 
-    def __init__(self, text=None, vision=None, connector=None, **kwargs):
-        self.text, self.vision, self.connector = (dict(section or {}) for section in (text, vision, connector))
+    def __init__(self, text=None, perception=None, **kwargs):
+        self.text, self.perception = dict(text or {}), dict(perception or {})
         super().__init__(**{"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2, **kwargs})

@@ -1,19 +1,19 @@
 """KOSMOS-1 in plain PyTorch: the model that kosmos_jax trains, in one file without other dependencies.
 
     model = load("exported")
-    model.generate(tokens, slots, normalize(images))
+    model.generate(tokens, slots, {"image": normalize(images)})
 
 Shapes are written as a suffix of a tensor's name, one letter for each dimension:
 
-    B  rows of the batch          N  images of the batch, all rows together
-    T  tokens that are read now   Q  image tokens of one image
-    S  tokens read so far         P  patches of one image, the class token included
+    B  rows of the batch          N  items of one modality in the batch, all rows together
+    T  tokens that are read now   Q  vectors of one item in the decoder's stream
+    S  tokens read so far         P  vectors that an encoder gives for one item
     D  model width                H  heads
     K  width of a head            V  vocabulary
 
-Read from the end: `Kosmos` is the whole, `Decoder`, `Vision` and the connectors are its parts. There are no buffers:
-tables of positions are computed when they are needed, so nothing but weights is ever stored or moved. Initial values
-are PyTorch's and not those of training: this file is for weights that were trained.
+Read from the end: `Kosmos` is the complete model; `Decoder`, encoders and connectors are its parts. There are no
+buffers: tables of positions are computed when they are needed, so nothing but weights is ever stored or moved. Initial
+values are PyTorch's and not those of training: this file is for weights that were trained.
 """
 
 import json
@@ -26,6 +26,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 XPOS_SCALE_BASE = 512
+# The order in which the vectors of a batch lie in one table; others come after these, by name.
+MODALITIES = ("image", "audio")
 # Of CLIP's training images, per colour channel, on a scale of 0 to 1.
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -178,7 +180,7 @@ class Decoder(Checkpointing):
         return self.final_norm(x_BTD)
 
 
-class VisionLayer(nn.Module):
+class ClipLayer(nn.Module):
     def __init__(self, config):
         super().__init__()
         width, ffn = config["width"], config["ffn"]
@@ -195,18 +197,18 @@ class VisionLayer(nn.Module):
         return x_NPD + self.fc2(hidden * torch.sigmoid(1.702 * hidden) if self.quick_gelu else F.gelu(hidden))
 
 
-class Vision(Checkpointing):
+class Clip(Checkpointing):
     """CLIP's vision transformer; LayerNorm on all tokens at the end, then unit length for each."""
 
-    def __init__(self, config):
+    def __init__(self, config, shape):
         super().__init__()
-        width, self.size, self.patch_size = config["width"], config["image_size"], config["patch_size"]
+        width, self.size, self.patch_size = config["width"], shape[0], config["patch_size"]
         patches = (self.size // self.patch_size) ** 2
         self.class_token = nn.Parameter(torch.randn(width) * width**-0.5)
         self.positions = nn.Parameter(torch.randn(patches + 1, width) * width**-0.5)
         self.patch = nn.Linear(3 * self.patch_size**2, width, bias=False)
         self.ln_pre = nn.LayerNorm(width)
-        self.layers = nn.ModuleList(VisionLayer(config) for _ in range(config["layers"]))
+        self.layers = nn.ModuleList(ClipLayer(config) for _ in range(config["layers"]))
         self.ln_post = nn.LayerNorm(width)
 
     def forward(self, pixels_NCHW):
@@ -228,10 +230,10 @@ class Vision(Checkpointing):
 class XConnector(nn.Module):
     """The connector of the released Kosmos models: learned queries attend to [features; queries], once."""
 
-    def __init__(self, config, vision_width, width):
+    def __init__(self, config, tokens, encoder_width, width):
         super().__init__()
-        self.dense = nn.Linear(vision_width, width)
-        self.queries = nn.Parameter(torch.randn(config["tokens"], width))
+        self.dense = nn.Linear(encoder_width, width)
+        self.queries = nn.Parameter(torch.randn(tokens, width))
         self.attention = Attention(width, config["heads"], dropout=config["dropout"])
 
     def forward(self, features_NPd):
@@ -260,10 +262,10 @@ class PerceiverLayer(nn.Module):
 class Perceiver(nn.Module):
     """Flamingo's resampler (arXiv 2204.14198, A.1.1) after a linear map to the decoder's width."""
 
-    def __init__(self, config, vision_width, width):
+    def __init__(self, config, tokens, encoder_width, width):
         super().__init__()
-        self.dense = nn.Linear(vision_width, width)
-        self.queries = nn.Parameter(torch.randn(config["tokens"], width))
+        self.dense = nn.Linear(encoder_width, width)
+        self.queries = nn.Parameter(torch.randn(tokens, width))
         self.layers = nn.ModuleList(PerceiverLayer(config, width) for _ in range(config["layers"]))
         self.final_norm = nn.LayerNorm(width)
 
@@ -276,52 +278,79 @@ class Perceiver(nn.Module):
         return self.final_norm(x_NQD)
 
 
+ENCODERS = {"clip": Clip}
+CONNECTORS = {"xconnector": XConnector, "perceiver": Perceiver}
+
+
+class Perception(nn.Module):
+    """One modality: an encoder, then a connector."""
+
+    def __init__(self, config, width):
+        super().__init__()
+        encoder, connector = config["encoder"], config["connector"]
+        self.encoder = ENCODERS[encoder["kind"]](encoder, config["shape"])
+        self.connector = CONNECTORS[connector["kind"]](connector, config["tokens"], encoder["width"], width)
+
+    def forward(self, items):
+        """What the encoder reads -> float[N, Q, D]; vectors that this made before pass as they are."""
+        if items.shape[1:] == self.connector.queries.shape:
+            return items
+        return self.connector(self.encoder(items))
+
+
 class Kosmos(nn.Module):
-    """Tokens and images to scores; `config` is a dictionary with sections "text", "vision" and "connector"."""
+    """Tokens and media to scores; `config` is a dictionary with the sections "text" and "perception"."""
 
     def __init__(self, config):
         super().__init__()
-        self.config, text, vision, connector = config, *(config[name] for name in ("text", "vision", "connector"))
+        self.config, text = config, config["text"]
         self.embedding = nn.Embedding(text["vocab_size"], text["width"])
-        self.vision = Vision(vision)
-        make_connector = XConnector if connector["kind"] == "xconnector" else Perceiver
-        self.connector = make_connector(connector, vision["width"], text["width"])
+        order = {name: place for place, name in enumerate(MODALITIES)}
+        self.modalities = sorted(config["perception"], key=lambda name: (order.get(name, len(order)), name))
+        for name in self.modalities:
+            setattr(self, name, Perception(config["perception"][name], text["width"]))
         self.dropout = nn.Dropout(text["dropout"])
         self.decoder = Decoder(text)
 
-    def encode_images(self, pixels_NCHW):
-        """float[N, 3, H, W], normalised -> float[N, Q, D], as the decoder's stream wants them."""
-        return self.connector(self.vision(pixels_NCHW))
+    def encode(self, media):
+        """The same media as float[N, Q, D] each, as the decoder's stream wants them, to be given again and again."""
+        return {name: getattr(self, name)(items) for name, items in media.items()}
 
-    def embed(self, tokens, slots_BT, pixels, positions_BT):
-        """Token and image vectors in one stream, scaled by sqrt(D) (the images too), with positions added."""
-        width, has_images = self.config["text"]["width"], pixels is not None and len(pixels) > 0
+    def embed(self, tokens, slots_BT, media, positions_BT):
+        """Vectors of tokens and items in one stream, scaled by sqrt(D) (the items too), with positions added."""
+        width = self.config["text"]["width"]
+        media = {name: items for name, items in (media or {}).items() if items is not None and len(items)}
+        if unknown := media.keys() - set(self.modalities):
+            raise ValueError(f"media are {sorted(unknown)}, and this model reads {self.modalities}")
         x_BTD = tokens if tokens.ndim == 3 else self.embedding(tokens)
         if slots_BT is not None and (slots_BT.shape != x_BTD.shape[:2] or slots_BT.dtype == torch.bool):
             raise ValueError(f"slots are {slots_BT.dtype}{list(slots_BT.shape)}, tokens int{list(x_BTD.shape[:2])}")
-        if has_images and slots_BT is None:
-            raise ValueError("there are images and no slots that say where they stand")
-        elif has_images:
-            images_NQD = self.encode_images(pixels) if pixels.shape[1:] != self.connector.queries.shape else pixels
-            picked_BTD = images_NQD.flatten(0, 1)[slots_BT.clamp(min=0)]
+        if media and slots_BT is None:
+            raise ValueError("there are media and no slots that say where they stand")
+        elif media:
+            vectors = self.encode({name: media[name] for name in self.modalities if name in media})
+            vectors_MD = torch.cat([vectors_NQD.flatten(0, 1) for vectors_NQD in vectors.values()])
+            picked_BTD = vectors_MD[slots_BT.clamp(min=0)]
             # No write into the embeddings: they may be leaves that need gradients, as for LoRA.
             x_BTD = torch.where((slots_BT >= 0)[..., None], picked_BTD.to(x_BTD.dtype), x_BTD)
         elif slots_BT is not None and (slots_BT >= 0).any():
-            raise ValueError("slots ask for images and there are none; give pixels, or slots of -1")
+            raise ValueError("slots ask for media and there are none; give media, or slots of -1")
         x_BTD = x_BTD * math.sqrt(width)
         if self.config["text"]["positions"] != "xpos":
             x_BTD = x_BTD + sinusoids(positions_BT, width).to(x_BTD.dtype)
         return self.dropout(x_BTD)
 
     def read(
-        self, tokens, slots=None, pixels=None, attention_mask=None, position_ids=None, segment_ids=None, cache=None
+        self, tokens, slots=None, media=None, attention_mask=None, position_ids=None, segment_ids=None, cache=None
     ):
         """Hidden states after the final LayerNorm; `logits` turns them into scores.
 
         Args:
-          tokens: int[B, T], or their vectors of `embedding`, float[B, T, D]; what is in an image slot does not matter.
-          slots: int[B, T], -1 for text, otherwise n * Q + q: the q-th vector of the batch's n-th image. None for text.
-          pixels: float[N, 3, H, W], see `normalize`, or what `encode_images` made of them.
+          tokens: int[B, T], or their vectors of `embedding`, float[B, T, D]; what is in an item's slot does not matter.
+          slots: int[B, T], -1 for text, otherwise the number of a vector: those of the batch's first image, Q of them,
+            then of its second, after all images those of the sounds. None for text.
+          media: by modality, what its encoder reads ("image": float[N, 3, H, W], see `normalize`), or what `encode`
+            made of it.
           attention_mask: int[B, S], 1 for a token and 0 for padding, wherever it stands, for all that was read before
             (see `cache`) and the T tokens. None for no padding.
           position_ids: int[B, T]; None counts each document's own tokens from 0.
@@ -342,7 +371,7 @@ class Kosmos(nn.Module):
         mask_BTS = causal_mask(segments_BS, count)
         # A token sees those before it in its document and itself: that counts its position, through any padding.
         positions_BT = mask_BTS.sum(-1) - 1 if position_ids is None else position_ids
-        x_BTD = self.embed(tokens, slots, pixels, positions_BT)
+        x_BTD = self.embed(tokens, slots, media, positions_BT)
         most = math.inf if self.config["text"]["positions"] == "sinusoidal" else xpos_limit(x_BTD.dtype)
         # Positions counted here are below the length; to look at others a device has to be waited for.
         if (length > most or position_ids is not None) and (positions_BT.abs() >= most).any():
@@ -360,7 +389,7 @@ class Kosmos(nn.Module):
 
     @torch.no_grad()
     def generate(
-        self, tokens, slots=None, pixels=None, attention_mask=None, max_new_tokens=64, *, eos=2, pad=1, forbidden=()
+        self, tokens, slots=None, media=None, attention_mask=None, max_new_tokens=64, *, eos=2, pad=1, forbidden=()
     ):
         """The most likely tokens, int[B, G]: `eos` ends a row, `pad` fills it after that, `forbidden` ids never come.
 
@@ -370,10 +399,10 @@ class Kosmos(nn.Module):
         cache, chosen_BG = Cache(), tokens.new_empty(len(tokens), 0, dtype=torch.long)
         ended_B = tokens.new_zeros(len(tokens), dtype=torch.bool)
         while chosen_BG.shape[1] < max_new_tokens and not ended_B.all():
-            last_B1D = last_token(self.read(tokens, slots, pixels, mask, cache=cache), mask)
+            last_B1D = last_token(self.read(tokens, slots, media, mask, cache=cache), mask)
             logits_BV = self.logits(last_B1D[:, 0]).float()
             logits_BV[:, list(forbidden)] = -torch.inf
-            tokens, slots, pixels = torch.where(ended_B, pad, logits_BV.argmax(-1))[:, None], None, None
+            tokens, slots, media = torch.where(ended_B, pad, logits_BV.argmax(-1))[:, None], None, None
             chosen_BG, mask = torch.cat([chosen_BG, tokens], dim=1), torch.cat([mask, torch.ones_like(tokens)], dim=1)
             ended_B = ended_B | (tokens[:, 0] == eos)
         return chosen_BG

@@ -26,11 +26,11 @@ class KosmosJaxForConditionalGeneration(PreTrainedModel, GenerationMixin):
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = True  # `num_items_in_batch` of transformers' Trainer
     _supports_sdpa = True
-    _no_split_modules = ["DecoderLayer", "VisionLayer", "XConnector", "Perceiver"]
+    _no_split_modules = ["DecoderLayer", "ClipLayer", "XConnector", "Perceiver"]
 
     def __init__(self, config):
         super().__init__(config)
-        self.model = Kosmos({"text": config.text, "vision": config.vision, "connector": config.connector})
+        self.model = Kosmos({"text": config.text, "perception": config.perception})
         self.post_init()
 
     def get_input_embeddings(self):
@@ -53,10 +53,11 @@ class KosmosJaxForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
         Returns:
           `pooler_output`, float[N, Q, D]: the image vectors, which `forward` takes for `pixel_values`.
-          `last_hidden_state`, float[N, P, d]: what the vision tower gives to the connector.
+          `last_hidden_state`, float[N, P, d]: what the encoder gives to the connector.
         """
-        features = self.model.vision(pixel_values)
-        return BaseModelOutputWithPooling(last_hidden_state=features, pooler_output=self.model.connector(features))
+        image = self.model.image
+        features = image.encoder(pixel_values)
+        return BaseModelOutputWithPooling(last_hidden_state=features, pooler_output=image.connector(features))
 
     def forward(
         self,
@@ -116,7 +117,7 @@ class KosmosJaxForConditionalGeneration(PreTrainedModel, GenerationMixin):
             hooks = [layer.register_forward_pre_hook(keep) for layer in self.model.decoder.layers]
         try:
             hidden = self.model.read(
-                tokens, image_slots, pixel_values, attention_mask, position_ids, segment_ids, cache=cache
+                tokens, image_slots, {"image": pixel_values}, attention_mask, position_ids, segment_ids, cache=cache
             )
         finally:
             for hook in hooks:

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image, features
 
-from data_pipeline.documents import ImageError
-from data_pipeline.images import MAX_ASPECT, MAX_PIXELS, as_rgb, augmented, center_crop, decode, philox, squash
+from data_pipeline.documents import MediaError
+from data_pipeline.media.image import MAX_ASPECT, MAX_PIXELS, as_rgb, augmented, center_crop, decode, item, squash
+from data_pipeline.shuffle import philox
 
 
 def picture(width: int, height: int) -> Image.Image:
@@ -85,7 +86,7 @@ def test_the_formats_of_the_list_become_rgb_whatever_their_mode(kind, mode):
     "broken", [b"", b"not an image", encoded(picture(99, 99), "JPEG")[:2000], encoded(picture(99, 99), "PNG")[:-2000]]
 )
 def test_a_broken_file_is_an_image_error_that_names_it(broken):
-    with pytest.raises(ImageError, match=r"pets\[3\] image 1: (it cannot be read|its \d+ bytes are no image)"):
+    with pytest.raises(MediaError, match=r"pets\[3\] image 1: (it cannot be read|its \d+ bytes are no image)"):
         decode(broken, "pets[3] image 1")
 
 
@@ -159,10 +160,10 @@ def test_sixteen_bits_of_grey_keep_the_high_byte_and_floats_go_from_zero_to_one(
 def test_floats_that_are_no_shares_of_white_are_refused(value):
     values = np.full((3, 3), 0.5, np.float32)
     values[1, 1] = value
-    with pytest.raises(ImageError, match="its grey goes from .*, not from 0 to 1"):
+    with pytest.raises(MediaError, match="its grey goes from .*, not from 0 to 1"):
         decode(encoded(Image.fromarray(values), "TIFF"))
     if value == -0.5:
-        with pytest.raises(ImageError, match="its grey goes from -5 to 3, not from 0 to 65535"):
+        with pytest.raises(MediaError, match="its grey goes from -5 to 3, not from 0 to 65535"):
             as_rgb(Image.fromarray(np.array([[3, -5]], np.int32)))
 
 
@@ -177,25 +178,31 @@ def png_header(width: int, height: int) -> bytes:
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("width, height", [(MAX_PIXELS // 8000, 8001), (12_000, 12_000), (30_000, 30_000)])
 def test_too_many_pixels_are_refused_before_they_are_decoded(width, height):
-    with pytest.raises(ImageError, match="pixels"):
+    with pytest.raises(MediaError, match="pixels"):
         decode(png_header(width, height))
-    with pytest.raises(ImageError, match="it cannot be read"):  # the header of one that is not too large
+    with pytest.raises(MediaError, match="it cannot be read"):  # the header of one that is not too large
         decode(png_header(MAX_PIXELS // 8000, 7999))
 
 
 def test_a_strip_of_pixels_is_refused_and_a_long_picture_is_not():
-    with pytest.raises(ImageError, match="1 x 20000 pixels; the longer side may be 200 times the shorter"):
+    with pytest.raises(MediaError, match="1 x 20000 pixels; the longer side may be 200 times the shorter"):
         decode(encoded(Image.new("RGB", (1, 20_000)), "PNG"))
     assert center_crop(decode(encoded(Image.new("RGB", (MAX_ASPECT, 1)), "PNG")), 224).shape == (224, 224, 3)
 
 
 @pytest.mark.parametrize("size", [(0, 0), (0, 4), (4, 0)])
 def test_an_image_without_pixels_is_refused(size):
-    with pytest.raises(ImageError, match="it has . x . pixels"):
+    with pytest.raises(MediaError, match="it has . x . pixels"):
         as_rgb(Image.new("RGB", size))
 
 
 @pytest.mark.parametrize("kind", ["EPS", "PDF", "ICO", "TGA"])
 def test_formats_outside_the_list_are_not_even_tried(kind):
-    with pytest.raises(ImageError, match=r"its \d+ bytes are no image format among JPEG, PNG"):
+    with pytest.raises(MediaError, match=r"its \d+ bytes are no image format among JPEG, PNG"):
         decode(encoded(picture(9, 7), kind))
+
+
+def test_an_item_is_squashed_at_inference_and_cropped_in_training():
+    image, draws = Image.fromarray(np.arange(40 * 20 * 3, dtype=np.uint8).reshape(20, 40, 3)), philox((1,)).random(4)
+    np.testing.assert_array_equal(item(image, (8, 8, 3)), squash(image, 8))
+    np.testing.assert_array_equal(item(image, (8, 8, 3), draws, rotate=5.0), augmented(image, 8, draws, rotate=5.0))

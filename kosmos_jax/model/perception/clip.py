@@ -1,12 +1,15 @@
 """CLIP's vision transformer, as the Kosmos family reads it: every token's feature, not only the class token's."""
 
+from collections.abc import Iterator
+
 import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
+from kosmos_jax.checks import at_least, heads_problems, nearest_multiples, not_among
 from kosmos_jax.model.attention import Attention
-from kosmos_jax.model.layers import gelu, layer_norm, linear, quick_gelu, scan_layers, stack, unpinned
+from kosmos_jax.model.layers import gelu, layer_flops, layer_norm, linear, quick_gelu, scan_layers, stack, unpinned
 
 ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": gelu}
 # Means and deviations of CLIP's training images, per colour channel, on a scale of 0 to 1.
@@ -29,7 +32,7 @@ def unit_length(x, epsilon=1e-12):
     return jnp.where(squared > epsilon**2, x32 * jax.lax.rsqrt(safe), 0.0).astype(x.dtype)
 
 
-class VisionLayer(nnx.Module):
+class ClipLayer(nnx.Module):
     """A pre-LN transformer block, initialised as transformers' CLIPPreTrainedModel._init_weights."""
 
     def __init__(self, config, rngs, dtype):
@@ -45,52 +48,96 @@ class VisionLayer(nnx.Module):
         self.fc2 = linear(config.ffn, config.width, rngs, dtype, kernel=normal(depth_std), bias=zeros)
 
 
-class Vision(nnx.Module):
+class Clip(nnx.Module):
     """Patches, class token, learned positions, pre-LN blocks; LayerNorm on all tokens, then unit length per token.
 
     The blocks live in two stacks, `trunk` and the last `top_layers` in `top`, because the paper trains only the last:
     a rule for frozen parameters sees a whole stack or nothing of it.
     """
 
-    def __init__(self, config, rngs, dtype, constrain=unpinned):
-        self.config = config
+    KEYS = ("patch_size", "width", "layers", "heads", "ffn", "activation", "top_layers")
+    STACKS = ("trunk", "top")
+    SHARDINGS = (
+        (r"class_token|positions", "replicated"),
+        (r"(ln_pre|ln_post)/(scale|bias)", "replicated"),
+        (r"patch/kernel", "widen_df"),
+    )
+
+    def __init__(self, config, shape, rngs, dtype, constrain=unpinned):
+        """Args: config: the `encoder` section of a modality. shape: of an image, (size, size, 3)."""
+        self.config, self.shape, self.width = config, tuple(shape), config.width
         self.constrain = constrain
         normal = jax.nn.initializers.normal
-        patches = (config.image_size // config.patch_size) ** 2
         self.class_token = nnx.Param(normal(config.width**-0.5)(rngs.params(), (config.width,)))
         # As OpenAI's: at transformers' 0.02 a tower from scratch takes long to see where a patch lies.
-        self.positions = nnx.Param(normal(config.width**-0.5)(rngs.params(), (patches + 1, config.width)))
+        self.positions = nnx.Param(
+            normal(config.width**-0.5)(rngs.params(), (self.patches(config, shape), config.width))
+        )
         pixels = 3 * config.patch_size**2
         self.patch = linear(pixels, config.width, rngs, dtype, kernel=normal(0.02), use_bias=False)
         self.ln_pre = layer_norm(config.width, rngs, dtype)
         for name, count in (("trunk", config.layers - config.top_layers), ("top", config.top_layers)):
-            layers = stack(lambda rngs: VisionLayer(config, rngs, dtype), count, rngs) if count else None
+            layers = stack(lambda rngs: ClipLayer(config, rngs, dtype), count, rngs) if count else None
             setattr(self, name, layers)
         self.ln_post = layer_norm(config.width, rngs, dtype)
+
+    @staticmethod
+    def patches(config, shape) -> int:
+        """P, the vectors that one image gives: one for each patch, and the class token's."""
+        return (shape[0] // config.patch_size) ** 2 + 1
+
+    @staticmethod
+    def flops(config, shape) -> dict[str, float]:
+        """Forward, for one image, by stack from the pixels upward; see kosmos_jax/training/flops.py."""
+        patches = Clip.patches(config, shape)
+        layer = patches * layer_flops(config.width, config.ffn, patches)
+        embed = 2 * (patches - 1) * 3 * config.patch_size**2 * config.width
+        return {
+            "trunk": (config.layers - config.top_layers) * layer + embed,
+            "top": config.top_layers * layer,
+        }
+
+    @staticmethod
+    def problems(config, shape) -> Iterator[str]:
+        """What cannot be, each message beginning with the key below the modality's section."""
+        sizes = {1: ("patch_size", "width", "layers", "heads", "ffn"), 0: ("top_layers",)}
+        if found := list(at_least("encoder", config, sizes)):
+            yield from found
+            return
+        yield from not_among("encoder.activation", config.activation, ACTIVATIONS)
+        yield from heads_problems("encoder", config.heads, config.width)
+        if len(shape) != 3 or shape[0] != shape[1] or shape[2] != 3:
+            yield f"shape is {shape}; CLIP reads square images of three colours: (224, 224, 3)"
+        elif shape[0] % config.patch_size:
+            around = nearest_multiples(shape[0], config.patch_size)
+            yield f"shape is {shape}, no multiple of encoder.patch_size {config.patch_size}; try a size of {around}"
+        if config.top_layers > config.layers:
+            yield f"encoder.top_layers is {config.top_layers}; the tower has {config.layers} layers in all"
 
     def __call__(self, images_NHWC, *, remat="none", unroll=1):
         """Reads images.
 
         Args:
-          images_NHWC: uint8[N, H, W, 3], or float already normalised; H and W are `image_size`.
+          images_NHWC: uint8[N, H, W, 3], or float already normalised; [H, W, 3] is `shape`.
+          remat, unroll: see `scan_layers`.
 
         Returns:
           float[N, P, d]: unit vectors, the class token's first.
         """
-        size, patch = self.config.image_size, self.config.patch_size
-        if images_NHWC.shape[1:] != (size, size, 3):
-            raise ValueError(f"the vision tower reads {size} x {size} x 3 images and was given {images_NHWC.shape[1:]}")
+        patch = self.config.patch_size
+        if images_NHWC.shape[1:] != self.shape:
+            raise ValueError(f"this encoder reads images of {self.shape} and was given {images_NHWC.shape[1:]}")
         pixels_NHWC = normalize_pixels(images_NHWC).astype(self.patch.dtype)
         x_NPd = self.patch(rearrange(pixels_NHWC, "n (h p) (w q) c -> n (h w) (p q c)", p=patch, q=patch))
         class_Nd = jnp.broadcast_to(self.class_token[...].astype(x_NPd.dtype), (x_NPd.shape[0], 1, x_NPd.shape[2]))
         x_NPd = jnp.concatenate([class_Nd, x_NPd], axis=1) + self.positions[...].astype(x_NPd.dtype)
-        x_NPd = self.constrain(self.ln_pre(x_NPd), "images_nqd")
+        x_NPd = self.constrain(self.ln_pre(x_NPd), "items_npd")
         activation = ACTIVATIONS[self.config.activation]
 
         def call(layer, x_NPd, _):
             x_NPd = x_NPd + layer.attention(layer.norm1(x_NPd))
             x_NPd = x_NPd + layer.fc2(activation(layer.fc1(layer.norm2(x_NPd))))
-            return self.constrain(x_NPd, "images_nqd")
+            return self.constrain(x_NPd, "items_npd")
 
         for stacked in (self.trunk, self.top):
             if stacked is not None:

@@ -1,12 +1,13 @@
-"""Image vectors stand in their slots, and a batch without images trains nothing of the image side."""
+"""Vectors of items stand in their slots, and a batch without images trains nothing of the image side."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from kosmos_jax.model import merge_images, parameters
-from kosmos_jax.model.vision import unit_length
+from kosmos_jax.model import parameters
+from kosmos_jax.model.merging import merge
+from kosmos_jax.model.perception.clip import unit_length
 from tests.model.tiny import model_config, quick_jit, random_model
 
 
@@ -16,11 +17,11 @@ def gradients(model, *batch):
     return parameters(jax.grad(lambda m: (m.logits(m(*batch)) * spread).sum())(model))
 
 
-def test_merge_images_on_the_example_of_its_docstring():
+def test_merge_on_the_example_of_its_docstring():
     t = -1.0
-    images_NQD = np.arange(6.0).reshape(3, 2, 1)
+    vectors_MD = np.arange(6.0).reshape(6, 1)
     slots_BT = np.array([[-1, 0, 1, -1, -1], [2, 3, -1, 4, 5]])
-    merged = merge_images(jnp.full((2, 5, 1), t), images_NQD, slots_BT)
+    merged = merge(jnp.full((2, 5, 1), t), vectors_MD, slots_BT)
     assert merged[..., 0].tolist() == [[t, 0, 1, t, t], [2, 3, t, 4, 5]]
 
 
@@ -33,15 +34,23 @@ def text_rows():
 
 @pytest.fixture(scope="module", params=["xconnector", "perceiver"])
 def model(request):
-    return random_model(model_config(**{"connector.kind": request.param, "text.layers": 2, "vision.top_layers": 3}))
+    return random_model(
+        model_config(
+            **{
+                "perception.image.connector.kind": request.param,
+                "text.layers": 2,
+                "perception.image.encoder.top_layers": 3,
+            }
+        )
+    )
 
 
-BLACK = np.zeros((2, 16, 16, 3), np.uint8)
+BLACK = {"image": np.zeros((2, 16, 16, 3), np.uint8)}
 
 
 def test_batch_without_images_has_zero_gradients_on_the_image_side(model, text_rows):
     for path, gradient in gradients(model, *text_rows, BLACK).items():
-        image_side = path.startswith(("vision/", "connector/"))
+        image_side = path.startswith("image/")
         assert np.isfinite(gradient).all(), path
         assert image_side != bool(np.asarray(gradient).any()), path
 
@@ -62,5 +71,5 @@ def test_unit_length_of_a_zero_vector_is_zero_with_a_zero_gradient():
 
 
 def test_images_of_another_size_are_refused():
-    with pytest.raises(ValueError, match="16 x 16 x 3 images and was given .*17"):
-        random_model(model_config()).encode_images(np.zeros((1, 17, 16, 3), np.uint8))
+    with pytest.raises(ValueError, match=r"images of \(16, 16, 3\) and was given .*17"):
+        random_model(model_config()).perceive({"image": np.zeros((1, 17, 16, 3), np.uint8)})
