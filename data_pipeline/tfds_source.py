@@ -1,24 +1,21 @@
-"""Any TensorFlow Datasets dataset as a source, by random access; its images stay encoded until their batch is made."""
+"""Any TensorFlow Datasets dataset as a source, by random access; its media stay encoded until their batch is made."""
 
-import difflib
 import functools
 import hashlib
-import logging
-import string
 import struct
 import threading
-import time
+import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from google.protobuf.message import DecodeError
 
+from data_pipeline import tfds_features
 from data_pipeline.documents import DataError, Document, Media, RecordError, Text
+from data_pipeline.retries import retried
+from data_pipeline.template import Template, unknown
 from data_pipeline.tensorflow_alone import tensorflow
-
-log = logging.getLogger(__name__)
-# Seconds between attempts when the file system gives an error.
-WAITS = (0.1, 1.0, 10.0)
 
 
 class TfdsSource:
@@ -29,56 +26,76 @@ class TfdsSource:
       name: as `tfds.builder` takes it, "coco_captions" or "my_dataset/config:1.0.0". The dataset must be prepared.
       splits: for each of our splits the dataset's: {"train": "train[:95%]", "validation": "train[95%:]"}.
       data_dir: where it lies; "" for TFDS's default.
-      template: "{image}a photo of a {label}": text with features in braces. An Image is put in as it is, a ClassLabel
-        by its name, Text and numbers as text.
+      template: "{image}a photo of a {label}": text with features in braces, see `Template`. An Image or Audio is put in
+        as it is, a ClassLabel by its name, Text and numbers as text.
+      learned: features of the template whose text the model learns to write; all text if empty.
       interleaved: instead of a template, the names of two sequences, ("images", "texts"): a text stands for itself, an
         empty one for the next image that is not empty (in OBELICS, each position has exactly one of the two).
+      sample_rate: in hertz, of Audio that does not state its own.
 
     Raises:
       DataError: a key is wrong; the message names it and the nearest right one.
       RecordError: from `source[i]`, for a record that is damaged or does not have what the template wants.
-      OSError: from `source[i]`, when the file system still fails after `WAITS`.
+      OSError: from `source[i]`, when the file system still fails after `retries.WAITS`.
     """
 
-    def __init__(self, split: str, name: str, splits: dict, data_dir: str = "", template: str = "", interleaved=()):
+    def __init__(
+        self,
+        split: str,
+        name: str,
+        splits: dict[str, str],
+        data_dir: str = "",
+        template: str = "",
+        learned: Sequence[str] = (),
+        interleaved: Sequence[str] = (),
+        sample_rate: int = 0,
+    ):
         self._tf = tensorflow()
         import tensorflow_datasets as tfds
 
-        self._features, self._tfds = {}, tfds
         builder = tfds.builder(name, data_dir=data_dir or None)
         if not builder.is_prepared():
             raise DataError(f"dataset {name} is not in {builder.data_dir}; run `tfds build {name}` first")
         if split not in splits:
             raise DataError(f"dataset {name}: splits names no {split!r}, only {', '.join(splits)}")
-        self._all_features = builder.info.features
-        interleaved = tuple(interleaved)
         if bool(template) == bool(interleaved):
             raise DataError(f"dataset {name}: give either template or interleaved")
-        self._interleaved = interleaved
-        self._template = [(text, field) for text, field, _, _ in string.Formatter().parse(template)]
-        for field in interleaved or [field for _, field in self._template if field]:
-            self._check(name, field)
+        if learned and interleaved:
+            raise DataError(f"dataset {name}: learned names fields of a template; of interleaved, all text is learned")
+        self._dataset, self._all_features, self._features = name, builder.info.features, {}
+        self._rate, self._interleaved, self._template = sample_rate, tuple(interleaved), None
+        if template:
+            self._template = Template(template, learned, self._kind)
+        else:
+            self._medium, *others = (self._kind(field) for field in interleaved)
+            if not self._medium or others != [""]:
+                raise DataError(f"dataset {name}: interleaved is {self._interleaved}; name media first, then texts")
 
         instructions = builder.info.splits[splits[split]].file_instructions
         self._records = _Records(instructions, str(builder.info.file_format.value), self._tf)
         self._name = f"{builder.info.full_name}:{splits[split]}"
         files = [(Path(file.filename).name, file.skip, file.take, file.examples_in_shard) for file in instructions]
-        identity = (self._name, files, str(builder.info.dataset_size), template, interleaved)
+        identity = (self._name, files, str(builder.info.dataset_size), template, self._interleaved)
+        identity += (tuple(learned), sample_rate) if learned or sample_rate else ()
         self.fingerprint = hashlib.sha256(repr(identity).encode()).hexdigest()[:16]
 
-    def _check(self, dataset: str, name: str):
-        features, known = self._tfds.features, self._all_features
+    def _kind(self, name: str, spec: str = "") -> str:
+        """The modality of a feature, which is looked up once and kept for its values."""
+        known = self._all_features
         if name not in known:
-            near = difflib.get_close_matches(name, known, 1) or list(known)
-            raise DataError(f"dataset {dataset} has no feature {name!r}; did you mean {', '.join(near)}?")
-        feature = known[name].feature if self._interleaved and hasattr(known[name], "feature") else known[name]
-        if not isinstance(feature, features.Image) and not (
-            isinstance(feature, features.Tensor) and feature.shape == ()
-        ):
-            raise DataError(
-                f"dataset {dataset}: feature {name!r} is {feature}; only images, labels, texts and numbers fit"
-            )
+            raise DataError(f"dataset {self._dataset}: feature {unknown(name, list(known))}")
+        sequence = bool(self._interleaved) and hasattr(known[name], "feature")
+        feature = known[name].feature if sequence else known[name]
+        kind = tfds_features.modality(feature)
+        problem = f"dataset {self._dataset}: feature {name!r}"
+        if kind is None:
+            raise DataError(f"{problem} is {feature}; only images, audio, labels, texts and numbers fit")
+        if spec not in ("", kind):
+            raise DataError(f"{problem} is {kind or 'text'}, not {spec}; write {{{name}}}")
+        if kind == "audio" and (why := tfds_features.audio_problem(feature, self._rate, sequence)):
+            raise DataError(f"{problem} {why}")
         self._features[name] = feature
+        return kind
 
     def __len__(self) -> int:
         return len(self._records)
@@ -90,50 +107,33 @@ class TfdsSource:
             if not record:  # array_record's answer for a shard that was cut off
                 raise RecordError("", "is empty")
             example = self._tf.train.Example.FromString(record).features.feature
-            parts = self._sequence(example) if self._interleaved else self._filled_template(example)
+            if self._template:
+                parts = self._template.parts(lambda name: self._values(example, name)[0])
+            else:
+                parts = self._sequence(example)
         except RecordError as error:
             raise RecordError(where, error.why) from error
         # No protobuf, no UTF-8, an absent feature. Of a file system's error, or a mistake in the code, the record is
         # innocent.
-        except (DecodeError, ValueError, LookupError, struct.error) as error:
+        except (DecodeError, ValueError, LookupError, struct.error, zlib.error) as error:
             raise RecordError(where, f"cannot be read ({type(error).__name__}: {error})") from error
         return Document(tuple(parts), where)
 
-    def _filled_template(self, example) -> list[Text | Media]:
-        parts = [Text("")]
-        for text, name in self._template:
-            value = self._values(example, name)[0] if name else Text("")
-            if isinstance(value, Media) and not value.data:
-                raise RecordError("", f"its {name} is empty")
-            for part in (Text(text), value):
-                if isinstance(part, Text) and isinstance(parts[-1], Text):
-                    parts[-1] = Text(parts[-1].text + part.text)
-                else:
-                    parts.append(part)
-        return [part for part in parts if part != Text("")]
-
     def _sequence(self, example) -> list[Text | Media]:
-        images, texts = (self._values(example, name) for name in self._interleaved)
-        images, parts = [image for image in images if image.data], []
+        media, texts = (self._values(example, name) for name in self._interleaved)
+        media, parts = [item for item in media if item], []
         for text in texts:
-            if text.text.strip():
+            if text.strip():
                 # Two texts in a row are two paragraphs.
-                parts.append(Text("\n" + text.text) if parts and isinstance(parts[-1], Text) else text)
-            elif images:
-                parts.append(images.pop(0))
-        if images:
-            raise RecordError("", f"{len(images)} more images than empty texts")
+                parts.append(Text("\n" + text if parts and isinstance(parts[-1], Text) else text))
+            elif media:
+                parts.append(Media(self._medium, media.pop(0)))
+        if media:
+            raise RecordError("", f"{len(media)} more of {self._interleaved[0]} than empty texts")
         return parts
 
-    def _values(self, example, name: str) -> list[Text | Media]:
-        features, feature, stored = self._tfds.features, self._features[name], example[name]
-        if isinstance(feature, features.Image):
-            return [Media("image", value) for value in stored.bytes_list.value]
-        if isinstance(feature, features.Text):
-            return [Text(value.decode()) for value in stored.bytes_list.value]
-        if isinstance(feature, features.ClassLabel):
-            return [Text(feature.int2str(value)) for value in stored.int64_list.value]
-        return [Text(f"{value:g}") for value in (*stored.int64_list.value, *stored.float_list.value)]
+    def _values(self, example, name: str) -> list[str | bytes]:
+        return tfds_features.values(self._features[name], example[name], self._rate)
 
 
 class _Records:
@@ -156,14 +156,7 @@ class _Records:
         return int(self._first[-1])
 
     def __getitem__(self, i: int) -> bytes:
-        for wait in (*WAITS, None):
-            try:
-                return self._read(i)
-            except self._file_errors as error:  # nothing may hang on a moment of a network's disk
-                if wait is None:
-                    raise OSError(f"record {i} cannot be read: {error}") from error
-                log.warning("record %d: %s; once more in %g s", i, error, wait)
-                time.sleep(wait)
+        return retried(lambda: self._read(i), f"record {i}", self._file_errors)
 
     def _read(self, i: int) -> bytes:
         shard = int(np.searchsorted(self._first, i, "right")) - 1

@@ -8,7 +8,7 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from data_pipeline import tfds_source
+from data_pipeline import retries
 from data_pipeline.documents import Media, RecordError, Text
 from data_pipeline.sources import make_source
 
@@ -92,6 +92,11 @@ def test_a_template_puts_features_in_by_their_kind(data_dir):
     ]
 
 
+def test_what_is_not_learned_is_given(data_dir):
+    source = pets(data_dir, template="{image}How many legs has a {label}? {legs}", learned=("legs",))("train")
+    assert source[1].parts == (Media("image", png(1)), Text("How many legs has a dog? ", False), Text("5", True))
+
+
 def test_a_sub_split_reads_its_records_and_no_others(data_dir):
     source = pets(data_dir, template="{legs}")("validation")
     assert [source[i].parts for i in range(len(source))] == [(Text("8"),), (Text("9"),)]
@@ -115,11 +120,15 @@ def test_the_fingerprint_knows_split_and_template(data_dir):
 
 
 def test_wrong_keys_are_named(data_dir):
-    with pytest.raises(ValueError, match="no feature 'lable'; did you mean label"):
+    with pytest.raises(ValueError, match="feature 'lable' is none of .*; did you mean label"):
         pets(data_dir, template="{lable}")("train")
     with pytest.raises(ValueError, match="splits names no 'test'"):
         pets(data_dir, template="{label}")("test")
-    with pytest.raises(ValueError, match="'texts' is .*only images, labels, texts and numbers"):
+    with pytest.raises(ValueError, match="name media first, then texts"):
+        pets(data_dir, interleaved=("texts", "images"))("train")
+    with pytest.raises(ValueError, match="'label' is text, not image; write {label}"):
+        pets(data_dir, template="{label:image}")("train")
+    with pytest.raises(ValueError, match="'texts' is .*only images, audio, labels, texts and numbers"):
         pets(data_dir, template="{texts}")("train")
 
 
@@ -133,7 +142,7 @@ def test_a_record_that_does_not_parse_is_named(data_dir):
 def test_a_record_with_an_empty_image_is_no_caption(data_dir):
     source = pets(data_dir, template="{image}a {label}")("train")
     values = source._values
-    source._values = lambda example, name: [Media("image", b"")] if name == "image" else values(example, name)
+    source._values = lambda example, name: [b""] if name == "image" else values(example, name)
     with pytest.raises(RecordError, match=r"train\[2\]: its image is empty"):
         source[2]
 
@@ -167,7 +176,7 @@ def test_a_passing_error_of_the_file_system_costs_no_record(own_shards, monkeypa
             rename(shards, "away-", "")
 
     rename(shards, "", "away-")
-    monkeypatch.setattr(tfds_source, "time", SimpleNamespace(sleep=sleep))
+    monkeypatch.setattr(retries, "time", SimpleNamespace(sleep=sleep))
     assert [source[i].parts for i in range(6)] == [(Text(str(4 + i)),) for i in range(6)]
     assert waited == [0.1, 1]
 
@@ -175,7 +184,7 @@ def test_a_passing_error_of_the_file_system_costs_no_record(own_shards, monkeypa
 def test_of_a_missing_file_the_record_is_innocent_and_read_when_it_is_back(own_shards, monkeypatch):
     folder, shards = own_shards
     source = pets(folder, template="{legs}")("train")
-    monkeypatch.setattr(tfds_source, "WAITS", (0, 0))
+    monkeypatch.setattr(retries, "WAITS", (0, 0))
     rename(shards, "", "away-")
     for _ in range(2):
         with pytest.raises(OSError, match=r"record 0 cannot be read: .*No such file"):
