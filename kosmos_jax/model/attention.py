@@ -68,13 +68,24 @@ def packed_attention(q_BTHK, k_BTHK, v_BTHK, segments_BT, positions_BT, *, dropo
 
 
 class Attention(nnx.Module):
-    """Multi-head attention with biases; `inner_norm` is sub-LN's LayerNorm between the heads and the output."""
+    """Multi-head attention; `inner_norm` is sub-LN's LayerNorm between the heads and the output."""
 
-    def __init__(self, width, heads, rngs, dtype, *, inner_norm=False, inits=None, use_bias=True):
+    def __init__(self, width, heads, rngs, dtype, *, inner_norm=False, inits=None, use_bias=True, key_bias=True):
+        """Builds the four projections.
+
+        Args:
+          width, heads: D and H.
+          rngs: of the initial values.
+          dtype: of the arithmetic.
+          inner_norm: whether there is one.
+          inits: by the projection's name, initializers `kernel` and `bias` for `linear`.
+          use_bias: of all four projections; key_bias: of the keys' alone, which changes no softmax.
+        """
         inits = inits or {}
         self.heads = heads
         for name in ("query", "key", "value", "out"):
-            setattr(self, name, linear(width, width, rngs, dtype, use_bias=use_bias, **inits.get(name, {})))
+            biased = use_bias and (key_bias or name != "key")
+            setattr(self, name, linear(width, width, rngs, dtype, use_bias=biased, **inits.get(name, {})))
         self.inner_norm = layer_norm(width, rngs, dtype) if inner_norm else None
 
     def project(self, x_BTD, kv_BSD=None):

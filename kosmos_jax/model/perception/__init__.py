@@ -25,8 +25,9 @@ from kosmos_jax.model.layers import unpinned
 from kosmos_jax.model.perception import connector
 from kosmos_jax.model.perception.clip import Clip
 from kosmos_jax.model.perception.connector import CONNECTORS, connector_flops
+from kosmos_jax.model.perception.whisper import Whisper
 
-ENCODERS = {"clip": Clip}
+ENCODERS = {"clip": Clip, "whisper": Whisper}
 
 
 class Perception(nnx.Module):
