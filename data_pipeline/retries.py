@@ -9,15 +9,17 @@ log = logging.getLogger(__name__)
 # Seconds between attempts when the file system gives an error.
 WAITS = (0.1, 1.0, 10.0)
 T = TypeVar("T")
+Errors = tuple[type[Exception], ...]
 
 
-def retried(read: Callable[[], T], what: str, errors: tuple[type[Exception], ...] = (OSError,)) -> T:
+def retried(read: Callable[[], T], what: str, errors: Errors = (OSError,), final: Errors = ()) -> T:
     """What `read` returns; after an error of the file system it is tried again.
 
     Args:
       read: may raise anything else too, which is not tried again.
       what: for messages, such as "record 17".
       errors: those that may pass.
+      final: those among them that do not: raised at once, as they are.
 
     Raises:
       OSError: it still fails after `WAITS`.
@@ -25,6 +27,8 @@ def retried(read: Callable[[], T], what: str, errors: tuple[type[Exception], ...
     for wait in (*WAITS, None):
         try:
             return read()
+        except final:
+            raise
         except errors as error:
             if wait is None:
                 raise OSError(f"{what} cannot be read: {error}") from error

@@ -12,6 +12,7 @@ KINDS = {
     "pydoc": "data_pipeline.builtin:Pydoc",
     "digits": "data_pipeline.builtin:Captions",
     "digit_documents": "data_pipeline.builtin:DigitDocuments",
+    "folder": "data_pipeline.folder:FolderSource",
     "tfds": "data_pipeline.tfds_source:TfdsSource",
 }
 # The keys that an entry of `config.data.sources` may have whatever its kind; see `keys` for the kind's own.

@@ -40,16 +40,16 @@ class Template:
             if name not in texts:
                 raise DataError(f"template {template!r}, learned: {unknown(name, texts)}")
 
-    def parts(self, value: Callable[[str], str | bytes]) -> list[Text | Media]:
+    def parts(self, value: Callable[[str, str], str | bytes]) -> list[Text | Media]:
         """A record's parts; text that is learned and text that is given are never in one.
 
         Args:
-          value: of a field's name the record's text, or the bytes of its file.
+          value: of a field's name and modality the record's text, or the bytes of its file.
 
         Raises:
           RecordError: a file is empty, or nothing that is to be learned has a letter. It has no name of the record yet.
         """
-        values = {name: value(name) for name in self._kinds}
+        values = {name: value(name, kind) for name, kind in self._kinds.items()}
         parts = []
         for text, name in self._pieces:
             parts.append(Text(text, not self._learned))

@@ -66,7 +66,7 @@ def values(feature: Any, stored: Any, sample_rate: int) -> list[str | bytes]:
         return [value.decode() for value in stored.bytes_list.value]
     if isinstance(feature, tfds.features.ClassLabel):
         return [feature.int2str(value) for value in stored.int64_list.value]
-    return [f"{value:g}" for value in (*stored.int64_list.value, *stored.float_list.value)]
+    return [*map(str, stored.int64_list.value), *(f"{value:g}" for value in stored.float_list.value)]
 
 
 @functools.cache

@@ -108,7 +108,7 @@ class TfdsSource:
                 raise RecordError("", "is empty")
             example = self._tf.train.Example.FromString(record).features.feature
             if self._template:
-                parts = self._template.parts(lambda name: self._values(example, name)[0])
+                parts = self._template.parts(lambda name, kind: self._values(example, name)[0])
             else:
                 parts = self._sequence(example)
         except RecordError as error:

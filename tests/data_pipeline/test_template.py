@@ -12,7 +12,7 @@ def template(text: str, learned=()):
 
 
 def parts(text: str, learned=(), **changes):
-    return template(text, learned).parts((RECORD | changes).get)
+    return template(text, learned).parts(lambda name, kind: (RECORD | changes)[name])
 
 
 def test_all_text_is_learned_where_nothing_else_is_said():

@@ -47,19 +47,10 @@ class TinySounds(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self):
         for i in range(3):
             samples = np.array([i, -(2**15), 2**15 - 1 + i // 2])
-            stereo = np.array([[0, 1], [-1, 0.5]], np.float32)
-            yield (
-                i,
-                {
-                    **{"audio": samples, "stereo": stereo, "bytes": np.zeros(3, np.uint8), "file": io.BytesIO(FILE)},
-                    **{
-                        "files": [io.BytesIO(FILE), io.BytesIO(FILE)],
-                        "sounds": [samples, samples],
-                        "texts": ["a", "", "b", ""],
-                    },
-                    "label": i,
-                },
-            )
+            record = {"audio": samples, "sounds": [samples, samples], "bytes": np.zeros(3, np.uint8), "label": i}
+            record |= {"file": io.BytesIO(FILE), "files": [io.BytesIO(FILE), io.BytesIO(FILE)]}
+            record |= {"stereo": np.array([[0, 1], [-1, 0.5]], np.float32), "texts": ["a", "", "b", ""]}
+            yield i, record
 
 
 @pytest.fixture(scope="module")
