@@ -5,6 +5,7 @@ As with the handwritten digits of builtin.py, the words are fixed here, and an e
 
 import functools
 import importlib.metadata
+import itertools
 import re
 
 import numpy as np
@@ -80,20 +81,26 @@ def _split(speaker: str, index: int, recordings: str, held_out: str) -> str:
     return "test" if is_test else "validation" if index in VALIDATION else "train"
 
 
+def _sayings() -> list[Saying]:
+    """What eSpeak NG says, each voice `TAKES` times each digit."""
+    sayings = []
+    for voice, digit, _ in itertools.product(itertools.chain(*VOICES.values()), range(10), range(TAKES)):
+        draw = philox((1798, 1, len(sayings)))
+        accent = ACCENTS[draw.integers(len(ACCENTS))]
+        rate, pitch, span = draw.integers((150, 30, 30), (221, 71, 71)).tolist()
+        sayings.append(Saying(WORDS[digit], f"{accent}+{voice}", rate, pitch, span))
+    return sayings
+
+
 @functools.cache
 def _synthesised() -> list[tuple[bytes, int, str, int]]:
     """All clips of all splits: file, digit, voice, take. In one go, because eSpeak NG is the same only then."""
-    clips, sayings = [], []
-    for voice in (voice for split in SPLITS for voice in VOICES[split]):
-        for digit in range(10):
-            for take in range(TAKES):
-                draw = philox((1798, 1, len(clips)))
-                accent = ACCENTS[draw.integers(len(ACCENTS))]
-                rate, pitch, span = draw.integers((150, 30, 30), (221, 71, 71)).tolist()
-                sayings.append(Saying(WORDS[digit], f"{accent}+{voice}", rate, pitch, span))
-                clips.append((digit, voice, take))
-    rate, samples = say(sayings)
-    return [(wav(np.frombuffer(s, np.int16), rate), *clip) for s, clip in zip(samples, clips, strict=True)]
+    sayings = _sayings()
+    rate, clips = say(sayings)
+    return [
+        (wav(np.frombuffer(clip, np.int16), rate), WORDS.index(saying.text), saying.voice.split("+")[1], n % TAKES)
+        for n, (clip, saying) in enumerate(zip(clips, sayings, strict=True))
+    ]
 
 
 @functools.cache
@@ -113,7 +120,7 @@ class _Clips:
     def __init__(self, split: str, recordings: str, held_out: str):
         self.split = split
         self.files, self.labels, self.speakers = spoken_digits(split, recordings, held_out)
-        made = self.files if recordings else importlib.metadata.version("espeakng-loader")
+        made = self.files if recordings else (importlib.metadata.version("espeakng-loader"), _sayings())
         self.identity = (split, made, self.labels, self.speakers)
 
 
