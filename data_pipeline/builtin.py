@@ -14,6 +14,7 @@ from PIL import Image
 
 from data_pipeline.documents import Document, Media, Text
 from data_pipeline.shuffle import philox
+from data_pipeline.sources import digest
 
 WORDS = (
     *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),
@@ -53,7 +54,7 @@ class Captions:
 
     def __init__(self, split: str):
         self._split, (self._images, self._labels) = split, digits(split)
-        self.fingerprint = _fingerprint("digits", split, self._labels, CAPTIONS)
+        self.fingerprint = digest("digits", split, self._labels, CAPTIONS)
 
     def __len__(self):
         return len(self._images) * len(CAPTIONS)
@@ -74,7 +75,7 @@ class DigitDocuments:
     def __init__(self, split: str):
         self._split, (self._images, self._labels) = split, digits(split)
         first_texts = [[part.text for part in self[i].parts if isinstance(part, Text)] for i in range(100)]
-        self.fingerprint = _fingerprint("digit_documents", split, self._labels, len(self), first_texts)
+        self.fingerprint = digest("digit_documents", split, self._labels, len(self), first_texts)
 
     def __len__(self):
         return DOCUMENTS[self._split]
@@ -135,7 +136,7 @@ class Pydoc:
             seen.update(own)
             if own and split_of(name) == split:
                 self._documents.append((name, "\n".join(own)))
-        self.fingerprint = _fingerprint("pydoc", split, self._documents)
+        self.fingerprint = digest("pydoc", split, self._documents)
 
     def __len__(self):
         return len(self._documents)
@@ -165,7 +166,3 @@ def _is_prose(text: str) -> bool:
     letters = sum(c.isalpha() or c == " " for c in text)
     is_code = re.search(r"::=|>>>|^(def|class|if|for|while) ", text)
     return text[-1:] in (".", ":", "?", "!") and letters > 0.85 * len(text) and not is_code
-
-
-def _fingerprint(*parts) -> str:
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]

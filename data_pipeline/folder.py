@@ -1,7 +1,6 @@
 """A folder with a table of what is in it: a line a document, with text and the names of files."""
 
 import csv
-import hashlib
 import io
 import json
 import posixpath
@@ -12,6 +11,7 @@ from etils import epath
 from data_pipeline.documents import DataError, Document, RecordError
 from data_pipeline.media import MEDIA
 from data_pipeline.retries import retried
+from data_pipeline.sources import digest
 from data_pipeline.template import Template, unknown
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -61,8 +61,7 @@ class FolderSource:
         else:
             self._columns, self._lines = _cells(table, DELIMITERS[kind], self._name)
         self._template = Template(template, learned, self._kind)
-        identity = (hashlib.sha256(table).hexdigest(), self._table, template, tuple(learned))
-        self.fingerprint = hashlib.sha256(repr(identity).encode()).hexdigest()[:16]
+        self.fingerprint = digest(self._table, table, template, tuple(learned))
 
     def _kind(self, column: str, spec: str) -> str:
         if self._columns is not None and column not in self._columns:

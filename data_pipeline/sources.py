@@ -1,5 +1,6 @@
 """Sources: an index goes in, a document comes out. One name of a kind, one class."""
 
+import hashlib
 import importlib
 import inspect
 from typing import Any, Protocol
@@ -12,6 +13,8 @@ KINDS = {
     "pydoc": "data_pipeline.builtin:Pydoc",
     "digits": "data_pipeline.builtin:Captions",
     "digit_documents": "data_pipeline.builtin:DigitDocuments",
+    "spoken_digits": "data_pipeline.spoken:SpokenDigits",
+    "spoken_documents": "data_pipeline.spoken:SpokenDocuments",
     "folder": "data_pipeline.folder:FolderSource",
     "tfds": "data_pipeline.tfds_source:TfdsSource",
 }
@@ -73,3 +76,8 @@ def _class(kind: str) -> type:
         module, name = found.split(":")
         found = getattr(importlib.import_module(module), name)
     return found
+
+
+def digest(*parts) -> str:
+    """A fingerprint of values that Python writes in full: numbers, texts, bytes, and tuples and lists of them."""
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]

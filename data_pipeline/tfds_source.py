@@ -1,7 +1,6 @@
 """Any TensorFlow Datasets dataset as a source, by random access; its media stay encoded until their batch is made."""
 
 import functools
-import hashlib
 import struct
 import threading
 import zlib
@@ -14,6 +13,7 @@ from google.protobuf.message import DecodeError
 from data_pipeline import tfds_features
 from data_pipeline.documents import DataError, Document, Media, RecordError, Text
 from data_pipeline.retries import retried
+from data_pipeline.sources import digest
 from data_pipeline.template import Template, unknown
 from data_pipeline.tensorflow_alone import tensorflow
 
@@ -77,7 +77,7 @@ class TfdsSource:
         files = [(Path(file.filename).name, file.skip, file.take, file.examples_in_shard) for file in instructions]
         identity = (self._name, files, str(builder.info.dataset_size), template, self._interleaved)
         identity += (tuple(learned), sample_rate) if learned or sample_rate else ()
-        self.fingerprint = hashlib.sha256(repr(identity).encode()).hexdigest()[:16]
+        self.fingerprint = digest(*identity)
 
     def _kind(self, name: str, spec: str = "") -> str:
         """The modality of a feature, which is looked up once and kept for its values."""
