@@ -1,7 +1,7 @@
 # make demo   train a small KOSMOS-1 on this machine and see what it reads
 # make test   the fast tests; test-slow the others; test-all both; test-transformers4 those of exports in transformers 4
 # make bench  compare with transformers' Kosmos-2 in PyTorch
-# make lint   ruff
+# make lint   ruff, and import-linter for the arrows between packages
 #
 # Each makes .venv first, if need be. Another interpreter: make PYTHON=python3.12 demo
 #
@@ -52,6 +52,7 @@ bench: $(VENV)/has-test
 
 lint: $(VENV)/has-test
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports
 
 # What is installed, as empty files: they are made anew when setup.py changes.
 $(VENV)/has-demo: setup.py $(BIN)/pip-works

@@ -8,7 +8,7 @@ from setuptools import find_packages, setup
 HERE = Path(__file__).parent
 VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "kosmos_jax/__init__.py").read_text(), re.MULTILINE)[1]
 JAX = ">=0.10,<0.13"
-SPEECH = ["soundfile>=0.13,<0.14", "soxr>=0.5,<2", "espeakng-loader>=0.2,<0.3"]
+SPEECH = ["soundfile>=0.13,<0.15", "soxr>=0.5,<2", "espeakng-loader>=0.2,<0.3"]
 
 setup(
     name="kosmos_jax",
@@ -46,7 +46,8 @@ setup(
         "demo": ["scikit-learn>=1.5,<2", "matplotlib>=3.9,<4"],
         # The parity tests compare with these very versions of other people's code.
         "test": [
-            *("pytest>=8,<10", "pytest-xdist>=3.6,<4", "hypothesis>=6.100,<7", "ruff>=0.17,<0.18"),
+            *("pytest>=8,<10", "pytest-xdist>=3.6,<4", "hypothesis>=6.100,<7"),
+            *("ruff>=0.17,<0.18", "import-linter>=2.3,<3"),
             *("torch==2.13.0", "transformers>=5.23,<6", "safetensors>=0.5", "peft>=0.21,<0.22", "accelerate>=1.15,<2"),
             *("pyyaml>=6", "jsonschema>=4", "kubernetes-validate>=1.37"),
             *SPEECH,

@@ -60,6 +60,7 @@ class Touch(nnx.Module):
     def __call__(self, items_NP, *, remat="none", unroll=1):
         return jnp.tanh(self.reading(items_NP[..., None]))
 
+    described = staticmethod(lambda shape, tokens: f"{shape[0]} readings")
     patches = staticmethod(lambda config, shape: shape[0])
     flops = staticmethod(lambda config, shape: {"reading": 2.0 * shape[0] * config.width})
     problems = staticmethod(lambda config, shape: iter(()))

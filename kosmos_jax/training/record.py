@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 
 from kosmos_jax.config import to_json
+from kosmos_jax.model.perception import ENCODERS
 
 log = logging.getLogger(__name__)
 PACKAGES = (
@@ -73,6 +74,9 @@ def write_run_files(workdir, config, tokenizer, abstract_state, mixture, mesh) -
     }
     (workdir / "run.json").write_text(json.dumps(run, indent=2) + "\n")
     log.info("model: %s parameters, %s of them trained", f"{counts['total']:,}", f"{counts['trainable']:,}")
+    for name, section in config.model.perception.items():
+        words = ENCODERS[section.encoder.kind].described(section.shape, section.tokens)
+        log.info("%s: %s, by %s", name, words, section.encoder.kind)
     log.info("devices: %d x %s, mesh %s", mesh.size, mesh.devices.flat[0].device_kind, dict(mesh.shape))
     for line in mixture.summary():
         log.info("data: %s", line)

@@ -11,6 +11,7 @@ An encoder is an nnx.Module with
     width                        d
     patches(config, shape)       P
     flops(config, shape)         forward, of one item, by part from the input upward
+    described(shape, tokens)     an item in words, for the log
     problems(config, shape)      messages on what cannot be in the config
 
 Another one adds its entry to `ENCODERS`.

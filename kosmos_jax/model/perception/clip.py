@@ -87,6 +87,11 @@ class Clip(nnx.Module):
         return (shape[0] // config.patch_size) ** 2 + 1
 
     @staticmethod
+    def described(shape, tokens: int) -> str:
+        """An item in words, for the log."""
+        return f"{shape[0]} x {shape[1]} pixels, {tokens} vectors"
+
+    @staticmethod
     def flops(config, shape) -> dict[str, float]:
         """Forward, for one image, by stack from the pixels upward; see kosmos_jax/training/flops.py."""
         patches = Clip.patches(config, shape)

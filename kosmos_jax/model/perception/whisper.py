@@ -10,7 +10,7 @@ from flax import nnx
 from kosmos_jax.checks import at_least, heads_problems, nearest_multiples
 from kosmos_jax.model.attention import Attention
 from kosmos_jax.model.layers import gelu, layer_flops, layer_norm, linear, scan_layers, stack, unpinned
-from kosmos_jax.model.perception.log_mel import HOP, WINDOW, log_mel
+from kosmos_jax.model.perception.log_mel import HOP, RATE, WINDOW, log_mel
 
 STRIDE = 2 * HOP  # samples for each vector
 
@@ -76,6 +76,12 @@ class Whisper(nnx.Module):
     def patches(config, shape) -> int:
         """P, the vectors that one clip gives: 50 a second."""
         return shape[0] // STRIDE
+
+    @staticmethod
+    def described(shape, tokens: int) -> str:
+        """An item in words, for the log."""
+        seconds = shape[0] / RATE
+        return f"{seconds:g} s at {RATE:,} Hz, {tokens} vectors, {tokens / seconds:.1f} a second"
 
     @staticmethod
     def flops(config, shape) -> dict[str, float]:
