@@ -13,6 +13,7 @@ from data_pipeline.media import MEDIA
 from data_pipeline.retries import retried
 from data_pipeline.sources import digest
 from data_pipeline.template import Template, unknown
+from data_pipeline.tensorflow_alone import tensorflow
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 # Errors that a second attempt would meet again.
@@ -30,7 +31,7 @@ class FolderSource:
 
     Args:
       split: "train", "validation" or "test".
-      path: the folder, on a disk or in a bucket ("gs://bucket/folder"; what fsspec reads).
+      path: the folder, on a disk or in a bucket ("gs://bucket/folder", as `etils.epath` reads it).
       splits: for each split the name of its table: {"train": "train.csv", "validation": "validation.csv"}.
       template: "{file:audio}Transcript: {transcript}": text with columns in braces, `{column:audio}` for one that names
         a file of that modality; see `Template`.
@@ -46,7 +47,11 @@ class FolderSource:
         if split not in splits:
             raise DataError(f"folder {path}: splits names no {split!r}, only {', '.join(splits)}")
         self._path, self._table = epath.Path(path).expanduser(), splits[split]
-        self._name = f"{path}/{self._table}"
+        self._name, self._errors = f"{path}/{self._table}", (OSError,)
+        if (
+            "://" in path
+        ):  # by TensorFlow, which has errors of its own, where etils has no other library for the address
+            self._errors += (tensorflow().errors.OpError,)
         kind = posixpath.splitext(self._table)[1].lower()
         if kind not in (*DELIMITERS, ".jsonl"):
             raise DataError(f"{self._name}: a table ends in {', '.join(DELIMITERS)} or .jsonl")
@@ -108,7 +113,7 @@ class FolderSource:
 
     def _read(self, name: str) -> bytes:
         path = self._path / name
-        return retried(path.read_bytes, str(path), final=MISSING)
+        return retried(path.read_bytes, str(path), self._errors, MISSING)
 
 
 def _cells(table: bytes, delimiter: str, where: str) -> tuple[list[str], list[tuple[int, list[str]]]]:

@@ -7,9 +7,9 @@ import functools
 import importlib.metadata
 import itertools
 import re
+from pathlib import Path
 
 import numpy as np
-from etils import epath
 
 from data_pipeline import builtin
 from data_pipeline.builtin import DOCUMENTS, LABELS, WORDS, list_prompt, sum_prompt
@@ -106,7 +106,7 @@ def _synthesised() -> list[tuple[bytes, int, str, int]]:
 @functools.cache
 def _recorded(folder: str) -> list[tuple[bytes, int, str, int]]:
     """All recordings of a folder: file, digit, speaker, index."""
-    path = epath.Path(folder).expanduser()
+    path = Path(folder).expanduser()
     names = sorted(file.name for file in path.iterdir()) if path.is_dir() else []
     found = [match for match in map(RECORDING.fullmatch, names) if match]
     if not found:
