@@ -1,4 +1,4 @@
-# make demo   train a small KOSMOS-1 on this machine and see what it reads
+# make demo   train a small KOSMOS-1 on this machine and see what it reads; demo-speech: one that hears as well
 # make test   the fast tests; test-slow the others; test-all both; test-transformers4 those of exports in transformers 4
 # make bench  compare with transformers' Kosmos-2 in PyTorch
 # make lint   ruff, and import-linter for the arrows between packages
@@ -20,7 +20,7 @@ SHELL := /bin/bash
 # glibc asks Linux for large pages: on CPU, XLA and PyTorch ask for much memory in every step, and clear less of it.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: .venv demo test test-slow test-all test-transformers4 bench lint
+.PHONY: .venv demo demo-speech test test-slow test-all test-transformers4 bench lint
 .DELETE_ON_ERROR:
 
 .venv: $(VENV)/has-demo $(VENV)/has-test
@@ -28,6 +28,10 @@ export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 demo: $(VENV)/has-demo
 	$(BIN)/kosmos train --config configs/demo.py --workdir out/demo
 	$(BIN)/python -m kosmos_jax.evaluation.demo out/demo
+
+demo-speech: $(VENV)/has-speech
+	$(BIN)/kosmos train --config configs/demo_speech.py --workdir out/demo-speech
+	$(BIN)/python -m kosmos_jax.evaluation.demo out/demo-speech
 
 test: $(VENV)/has-test
 	$(PYTEST)
@@ -63,6 +67,10 @@ $(VENV)/has-demo: setup.py $(BIN)/pip-works
 $(VENV)/has-test: setup.py $(BIN)/pip-works
 	$(PIP) -e '.[demo,test]'
 	$(PIP) --no-deps torchscale==0.3.0
+	@touch $@ $(VENV)/has-demo $(VENV)/has-speech
+
+$(VENV)/has-speech: setup.py $(BIN)/pip-works
+	$(PIP) -e '.[demo,speech]'
 	@touch $@ $(VENV)/has-demo
 
 # What the planner compiles with, kosmos_jax[plan], in a folder of its own: JAX complains where it finds these packages

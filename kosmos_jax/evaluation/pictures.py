@@ -1,4 +1,4 @@
-"""Two pictures: test images with the model's answers, and the losses of a run."""
+"""Two pictures: test items with the model's answers, and the losses of a run."""
 
 import io
 import json
@@ -9,13 +9,13 @@ from PIL import Image
 
 from data_pipeline.documents import Media
 
-COLUMNS = 12  # images side by side
+COLUMNS = 12  # items side by side
 ROWS = 3  # of questions of a task, and one more for wrong answers
 RIGHT_COLOR, WRONG_COLOR = "#222222", "#d62728"
 
 
 def draw_answers(results, path: Path):
-    """The first questions of each task with images, and a row of others that it got wrong.
+    """The first questions of each task with items, and a row of others that it got wrong.
 
     Under each stands the model's answer: black when right; when wrong, red with the right word after it.
 
@@ -54,11 +54,30 @@ def draw_answers(results, path: Path):
 
 
 def _side_by_side(prompt) -> np.ndarray:
-    images = [Image.open(io.BytesIO(part.data)).convert("L") for part in prompt if isinstance(part, Media)]
-    size = max(image.height for image in images)
+    pictures = [DRAWN[part.kind](part.data) for part in prompt if isinstance(part, Media)]
+    size = max(picture.height for picture in pictures)
     gap = np.full((size, max(1, size // 8)), 255, np.uint8)
-    squares = [np.asarray(image.resize((size, size))) for image in images]
+    squares = [np.asarray(picture.resize((size, size))) for picture in pictures]
     return np.concatenate([part for square in squares for part in (gap, square)][1:], axis=1)
+
+
+def _drawn_image(data: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(data)).convert("L")
+
+
+def _drawn_audio(data: bytes) -> Image.Image:
+    """The mel spectrogram of a clip, low notes at the bottom."""
+    from data_pipeline.media import audio
+    from kosmos_jax.model.perception.log_mel import HOP, log_mel
+
+    clip = audio.decode(data)
+    samples = -(-len(clip.samples) * audio.RATE // clip.rate // HOP) * HOP
+    mel_TM = np.asarray(log_mel(audio.item(clip, (samples,))[None], 64)[0])
+    scaled = (mel_TM - mel_TM.min()) / max(float(np.ptp(mel_TM)), 1e-6)
+    return Image.fromarray((255 * scaled.T[::-1]).astype(np.uint8))
+
+
+DRAWN = {"image": _drawn_image, "audio": _drawn_audio}
 
 
 def draw_losses(metrics: Path, path: Path):

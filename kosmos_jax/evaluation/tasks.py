@@ -1,7 +1,7 @@
 """Tasks: each takes a generator and held-out data and returns a number, what guessing would reach, and the answers.
 
-The digit tasks ask with the words of data_pipeline/builtin.py, which are those of the training documents. An answer is
-right when its first word is the right one.
+The digit tasks ask with the words of data_pipeline/builtin.py and spoken.py, which are those of the training documents.
+An answer is right when its first word is the right one.
 """
 
 import contextlib
@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data_pipeline import builtin
+from data_pipeline import spoken as speech
 from data_pipeline.documents import Media, RecordError, Text
 from data_pipeline.sources import make_source
 from kosmos_jax.errors import UserError
@@ -56,32 +57,71 @@ class Result(NamedTuple):
 
 def caption(generator, config, split: str, examples: int) -> Result:
     """Which digit an image shows: `<image> The digit is`."""
-    images, labels = builtin.digits(split)
-    prompts = [(Media("image", image), Text(builtin.CAPTION_PROMPT)) for image in images[:examples]]
-    return _ask(generator, prompts, [builtin.WORDS[label] for label in labels[:examples]])
+    return _named(generator, "image", builtin.digits(split), builtin.CAPTION_PROMPT, examples)
+
+
+def spoken(generator, config, split: str, examples: int) -> Result:
+    """Which digit is said: `<audio> The digit said is`."""
+    return _named(generator, "audio", _clips(config, split), speech.PROMPT, examples)
 
 
 def digit_sum(generator, config, split: str, examples: int) -> Result:
     """`<image> plus <image> equals`: random pairs, every digit of the split as often on the left as on the right."""
-    images, labels = builtin.digits(split)
-    draw = np.random.default_rng(SEED)
-    pairs = list(zip(*(draw.permutation(len(images)) for _ in range(2)), strict=True))[:examples]
-    prompts = [builtin.sum_prompt(images[a], images[b]) for a, b in pairs]
-    return _ask(generator, prompts, [builtin.WORDS[labels[a] + labels[b]] for a, b in pairs])
+    digits = builtin.digits(split)
+    return _added(generator, [("image", digits), ("image", digits)], examples)
+
+
+def spoken_sum(generator, config, split: str, examples: int) -> Result:
+    """`<audio> plus <image> equals`, or the image first: a spoken and a handwritten digit."""
+    return _added(generator, [("audio", _clips(config, split)), ("image", builtin.digits(split))], examples, turns=True)
 
 
 def few_shot(generator, config, split: str, examples: int) -> Result:
-    """Two labelled images show in which words to answer; then comes a third.
+    """Two labelled images show in which words to answer; then comes a third."""
+    return _in_context(generator, "image", builtin.digits(split), examples)
 
-    The three styles take turns. Guessing knows the style and says its most frequent label.
-    """
-    images, labels = builtin.digits(split)
+
+def spoken_few_shot(generator, config, split: str, examples: int) -> Result:
+    """Two labelled clips show in which words to answer; then comes a third."""
+    return _in_context(generator, "audio", _clips(config, split), examples)
+
+
+def _clips(config, split: str):
+    """Files and labels of the spoken digits that the config trains on, of a split."""
+    for source in config.data.sources.values():
+        if source.kind.startswith("spoken_"):
+            options = {key: source[key] for key in ("recordings", "held_out") if key in source}
+            return speech.spoken_digits(split, **options)[:2]
+    raise UserError("tasks on speech need a source of kind spoken_digits or spoken_documents in config.data.sources")
+
+
+def _named(generator, kind: str, digits, words: str, examples: int) -> Result:
+    files, labels = digits
+    prompts = [(Media(kind, file), Text(words)) for file in files[:examples]]
+    return _ask(generator, prompts, [builtin.WORDS[label] for label in labels[:examples]])
+
+
+def _added(generator, sides, examples: int, turns: bool = False) -> Result:
+    """Sums of one digit of each side; with `turns` every other one has the second side first."""
+    draw, prompts, expected = np.random.default_rng(SEED), [], []
+    orders = [draw.permutation(len(files)) for _, (files, _) in sides]
+    for n, places in enumerate(list(zip(*orders, strict=False))[:examples]):
+        pair = [(kind, files[i], labels[i]) for (kind, (files, labels)), i in zip(sides, places, strict=True)]
+        (left, a, x), (right, b, y) = pair[::-1] if turns and n % 2 else pair
+        prompts.append(builtin.sum_prompt(a, b, kinds=(left, right)))
+        expected.append(builtin.WORDS[x + y])
+    return _ask(generator, prompts, expected)
+
+
+def _in_context(generator, kind: str, digits, examples: int) -> Result:
+    """The three styles take turns. Guessing knows the style and says its most frequent label."""
+    files, labels = digits
     draw = np.random.default_rng(SEED)
     prompts, expected = [], []
-    for i in range(min(examples, len(images))):
+    for i in range(min(examples, len(files))):
         style = list(builtin.LABELS)[i % len(builtin.LABELS)]
-        shown = [(images[j], labels[j]) for j in draw.choice(np.delete(np.arange(len(images)), i), 2, replace=False)]
-        prompts.append(builtin.list_prompt(shown, style, images[i]))
+        others = draw.choice(np.delete(np.arange(len(files)), i), 2, replace=False)
+        prompts.append(builtin.list_prompt([(files[j], labels[j]) for j in others], style, files[i], kind))
         expected.append(builtin.LABELS[style](labels[i]))
     styles = len(builtin.LABELS)
     guessed = sum(_most_frequent(expected[style::styles]) for style in range(styles))
@@ -136,7 +176,11 @@ def _most_frequent(answers) -> int:
     return max(Counter(answers).values(), default=0)
 
 
-TASKS: dict[str, Callable] = {"caption": caption, "sum": digit_sum, "few_shot": few_shot, "perplexity": perplexity}
+TASKS: dict[str, Callable] = {
+    **{"caption": caption, "sum": digit_sum, "few_shot": few_shot},
+    **{"spoken": spoken, "spoken_sum": spoken_sum, "spoken_few_shot": spoken_few_shot},
+    "perplexity": perplexity,
+}
 
 
 def run_tasks(generator, config, split: str) -> dict[str, Result]:
