@@ -151,7 +151,7 @@ def _import(args) -> int:
 
 def _import_arguments(parser):
     add = parser.add_argument
-    kinds = ("hf-kosmos2", "clip", "hf-remote-code", "torch")
+    kinds = ("hf-kosmos2", "clip", "whisper", "hf-remote-code", "torch")
     add("--from", required=True, choices=kinds, dest="kind", help="see docs/pytorch.md")
     add("--source", required=True, metavar="PATH", help="a file of weights, or a folder with them")
     add("--out", required=True, metavar="DIR", help="a new workdir")

@@ -7,20 +7,18 @@ an export that was interrupted leaves nothing that looks like one.
 import json
 import os
 import shutil
-from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
 from kosmos_jax import checkpoint
 from kosmos_jax.errors import UserError
-from kosmos_jax.interop import names, processor
+from kosmos_jax.interop import processor
+from kosmos_jax.interop.formats import TARGETS
 from kosmos_jax.interop.stored import StoredModel
-from kosmos_jax.interop.targets import TARGETS, Target
 from kosmos_jax.interop.tensors import write_tensors
-from kosmos_jax.model import abstract_model
+from kosmos_jax.interop.weights import tensors_of
 
 TORCH_FILES = Path(__file__).parent / "torch_files"
 CODE = {
@@ -64,31 +62,6 @@ def export(path, to: str, out, dtype: str = "float32", max_shard_bytes: int = 5 
         bar = lambda tensors: tqdm(tensors, f"writing {to}", unit=" tensors", disable=None)  # noqa: E731
         write_tensors(folder, shapes, read, dtype, max_shard_bytes, progress=bar)
     return record
-
-
-def tensors_of(stored, model, target: Target) -> tuple[dict[str, tuple[int, ...]], Callable[[str], np.ndarray]]:
-    """The tensors of a target's file.
-
-    Args:
-      stored: has `read(path, layer)`, see StoredModel.
-      model: config.model.
-
-    Returns:
-      (name -> shape, name -> contiguous array): as `write_tensors` takes them.
-    """
-    places = names.torch_names(abstract_model(model)[1])
-    convolution = names.PATCH if target.convolution else ""
-    ours = {target.rename(name): name for name in places}  # by the name in the file
-
-    def shape(name: str) -> tuple[int, ...]:
-        return names.convolution_shape(places[name].shape) if name == convolution else places[name].shape
-
-    def read(name: str) -> np.ndarray:
-        place = places[ours[name]]
-        array = place.to_torch(stored.read(place.path, place.layer))
-        return names.to_convolution(array) if ours[name] == convolution else array
-
-    return {name: shape(origin) for name, origin in ours.items()}, read
 
 
 @contextmanager

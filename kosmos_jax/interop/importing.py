@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import jax
-import numpy as np
 from flax import nnx
 from flax.traverse_util import flatten_dict
 from tqdm import tqdm
@@ -14,108 +13,18 @@ from data_pipeline.tokenizer import Tokenizer
 from kosmos_jax import checkpoint
 from kosmos_jax.config import apply_overrides, validate
 from kosmos_jax.errors import UserError
-from kosmos_jax.interop import names, tokenizer_json
+from kosmos_jax.interop import tokenizer_json
 from kosmos_jax.interop.export import complete_or_absent
+from kosmos_jax.interop.formats import ENCODERS
+from kosmos_jax.interop.formats.base import beside
 from kosmos_jax.interop.processor import SENTENCEPIECE
-from kosmos_jax.interop.sources import SOURCES, beside, check_pixels
-from kosmos_jax.interop.tensors import FLOATS, Tensor, open_weights
+from kosmos_jax.interop.weights import Reader
 from kosmos_jax.modality import KOSMOS2_TAGS, modalities
 from kosmos_jax.model import Kosmos, abstract_model, parameters
 
 TOKENIZER_JSON = "tokenizer.json"
-SHOWN = 12
-ROWS = 4096  # of a vocabulary's matrix, in memory at one time
 
 log = logging.getLogger(__name__)
-
-
-class Reader:
-    """Our parameters, read out of foreign files part by part."""
-
-    def __init__(self, kind: str, path: str | Path):
-        """Opens the files; only their headers are read.
-
-        Raises:
-          UserError: unreadable, or not of this kind.
-        """
-        self.path = Path(path)
-        self.source = SOURCES[kind](self.path, open_weights(self.path))
-        self.tensors, self.sections = self.source.tensors, self.source.sections
-        check_pixels(self.path)
-
-    def check(self, shapes: Mapping) -> dict[str, names.Place]:
-        """Compares the file with the parameters of a model, all of it before anything is made.
-
-        Args:
-          shapes: path -> anything with a `shape`.
-
-        Returns:
-          Our PyTorch name -> its place, for all that the file has.
-
-        Raises:
-          UserError: lists by name what is missing, surplus, of another shape or quantized; or the head is not tied.
-        """
-        places = {name: p for name, p in names.torch_names(shapes).items() if self.source.keeps(name)}
-        wanted = {self.source.rename(name): self._foreign_shape(name, place.shape) for name, place in places.items()}
-        known = {*wanted, self.source.head}
-        surplus = [name for name in self.tensors if name not in known and not self.source.ignored.fullmatch(name)]
-        missing = [name for name in wanted if name not in self.tensors]
-        other = [
-            f"{name} {list(self.tensors[name].shape)}, the model has {list(shape)}"
-            for name, shape in wanted.items()
-            if name in self.tensors and self.tensors[name].shape != shape
-        ]
-        given = {name: self.tensors[name] for name in [*wanted, self.source.head] if name in self.tensors}
-        coded = [f"{name} {tensor.dtype}" for name, tensor in given.items() if tensor.dtype not in FLOATS]
-        found = [("missing", missing), ("surplus", surplus), ("of another shape", other), ("not floats", coded)]
-        problems = [f"{len(group)} {what}:\n    " + "\n    ".join(_shown(group)) for what, group in found if group]
-        if problems:
-            raise UserError(f"{self.path} does not fit, and nothing was imported.\n  " + "\n  ".join(problems))
-        if self.source.head in self.tensors:
-            self._check_head(self.tensors[self.source.head], self.tensors[self.source.rename("embedding.weight")])
-        return places
-
-    def _check_head(self, head: Tensor, embedding: Tensor):
-        rows = (slice(start, start + ROWS) for start in range(0, embedding.shape[0], ROWS))
-        same = head.shape == embedding.shape and all(
-            np.array_equal(head.read((part, slice(None))), embedding.read((part, slice(None)))) for part in rows
-        )
-        if not same:
-            raise UserError(
-                f"{self.path}: {self.source.head} is not the embedding, and here the two are one (tied, as in all of "
-                f"the family); if the model never used it, delete it from the file"
-            )
-
-    def _foreign_shape(self, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-        return names.convolution_shape(shape) if self.source.convolution and name == names.PATCH else shape
-
-    def _tensor(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
-        tensor = self.tensors[self.source.rename(name)]
-        if self.source.convolution and name == names.PATCH:
-            return names.from_convolution(tensor.read((slice(None),) * 4))[index]
-        return tensor.read(index)
-
-    def array(self, path: str, leaf, places: Mapping[str, names.Place]):
-        """One of our parameters as float32 jax.Array of `leaf`'s shape and sharding; a process reads its own part."""
-        layers = {place.layer: name for name, place in places.items() if place.path == path}
-
-        def read(layer, index):
-            name = layers[layer]
-            if not places[name].transposed:
-                return self._tensor(name, index)
-            return self._tensor(name, index[::-1]).T
-
-        def part(index):
-            if None in layers:
-                return np.ascontiguousarray(read(None, index), np.float32)
-            chosen = range(leaf.shape[0])[index[0]]
-            return np.stack([np.asarray(read(layer, index[1:]), np.float32) for layer in chosen])
-
-        return jax.make_array_from_callback(leaf.shape, leaf.sharding, part)
-
-
-def _shown(group: list[str]) -> list[str]:
-    return group if len(group) <= SHOWN else [*group[:SHOWN], f"... and {len(group) - SHOWN} more"]
 
 
 def encoder_parameters(name: str, path, config, abstract: Mapping) -> dict[str, jax.Array]:
@@ -131,7 +40,7 @@ def encoder_parameters(name: str, path, config, abstract: Mapping) -> dict[str, 
       UserError: no such encoder, or of other sizes than the config has.
     """
     section = config.perception[name]
-    if section.encoder.kind not in SOURCES:
+    if ENCODERS.get(section.encoder.kind) != name:
         raise UserError(f"init.{name}: nobody publishes weights of the encoder {section.encoder.kind!r}")
     reader = Reader(section.encoder.kind, path)
     ours, theirs = (flatten_dict(_plain(x), sep=".") for x in (section, reader.sections["perception"][name]))
@@ -151,11 +60,12 @@ def import_weights(kind: str, path, out, *, config=None, tokenizer=None, vocab_s
     """Writes foreign weights as a checkpoint, step 0, into the new workdir `out`.
 
     Args:
-      kind: a key of `sources.SOURCES`.
+      kind: a key of `formats.SOURCES`.
       path: the file or folder.
       out: a folder that does not exist or is empty.
       config: a config whose other sections the result takes; its model's sizes become the file's. Default:
-        configs/kosmos1.py for `clip`, where all but the encoder is freshly drawn, else configs/kosmos2.py.
+        configs/kosmos1.py for `clip` and kosmos1_speech.py for `whisper`, where all but the encoder is freshly drawn,
+        else configs/kosmos2.py.
       tokenizer: a SentencePiece model file, a tokenizer.json made of one, or a folder with either; default: what lies
         beside the weights.
       vocab_size: drops ids at the end of the vocabulary, or adds rows to it, drawn as a fresh model's; 0 leaves it.
@@ -233,9 +143,10 @@ def _find_tokenizer(path: Path, given, vocab_size: int, found) -> Tokenizer:
 def _base_config(kind: str, config):
     if config is not None:
         return config
-    from configs import kosmos1, kosmos2
+    from configs import kosmos1, kosmos1_speech, kosmos2
 
-    return apply_overrides((kosmos1 if kind == "clip" else kosmos2).get_config(), [])
+    bases = {"clip": kosmos1, "whisper": kosmos1_speech}
+    return apply_overrides(bases.get(kind, kosmos2).get_config(), [])
 
 
 def _resized(config, sections):

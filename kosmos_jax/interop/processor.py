@@ -20,7 +20,7 @@ def write_files(out: Path, record, target: str) -> None:
 
     Args:
       record: has `config`, `tokenizer` and `step`, as checkpoint.Record and checkpoint.Restored do.
-      target: a key of targets.TARGETS.
+      target: a key of formats.TARGETS.
 
     Raises:
       UserError: a package is missing, or the tokenizer is of a kind that cannot be written; see tokenizer_json.build.

@@ -164,7 +164,7 @@ def _open_torch(path: Path) -> Weights:
     """A PyTorch file: a state dict, or one under "model" or "state_dict"; OpenAI's TorchScript archives too."""
     torch, saved = needed("torch"), _unpickled(path)
     state = saved
-    for key in ("model", "state_dict"):
+    for key in ("model", "state_dict", "model_state_dict"):
         if isinstance(state.get(key), Mapping):
             state = state[key]
 

@@ -16,12 +16,12 @@ from data_pipeline.tokenizer import Tokenizer
 from kosmos_jax import checkpoint
 from kosmos_jax.cli import main
 from kosmos_jax.errors import UserError
-from kosmos_jax.interop import names
 from kosmos_jax.interop.export import export
+from kosmos_jax.interop.formats import clip, kosmos2
 from kosmos_jax.interop.importing import import_weights
-from kosmos_jax.interop.names import kosmos2, openai, torch_names
 from kosmos_jax.interop.stored import StoredModel
 from kosmos_jax.interop.verify import TOLERANCES, Agreement, report, verify
+from kosmos_jax.interop.weights import Place, torch_names
 from kosmos_jax.model import abstract_model
 from tests.inference.conftest import TEXTS
 from tests.interop.conftest import SINUSOIDAL
@@ -124,7 +124,7 @@ def test_shorter_numbers_cost_what_they_must(run_of, tmp_path, dtype):
 
 def test_a_wrong_weight_is_not_equal(run_of, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        names.Place,
+        Place,
         "to_torch",
         lambda place, array: np.ascontiguousarray(array.T if place.transposed else array * 1.001),
     )
@@ -209,12 +209,12 @@ def test_the_moving_average_is_what_goes_out(save_checkpoint, tmp_path):
     )
 
 
-@pytest.mark.parametrize("rename", [kosmos2, openai])
+@pytest.mark.parametrize("rename", [kosmos2.names, clip.openai_names])
 def test_no_two_tensors_get_one_name(rename):
     from configs import kosmos1
     from kosmos_jax.config import apply_overrides
 
     ours = torch_names(abstract_model(apply_overrides(kosmos1.get_config(), []).model)[1])
-    mine = {kosmos2: "", openai: "image.encoder"}[rename]
+    mine = {kosmos2.names: "", clip.openai_names: "image.encoder"}[rename]
     kept = [name for name in ours if name.startswith(mine)]
     assert len({rename(name) for name in kept}) == len(kept)

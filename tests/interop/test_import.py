@@ -19,13 +19,14 @@ from kosmos_jax.cli import main
 from kosmos_jax.config import apply_overrides
 from kosmos_jax.config_checks import flat
 from kosmos_jax.errors import UserError
-from kosmos_jax.interop import fields
 from kosmos_jax.interop.export import export
-from kosmos_jax.interop.fields import Fields
-from kosmos_jax.interop.importing import Reader, encoder_parameters, import_weights
-from kosmos_jax.interop.sources import SOURCES
+from kosmos_jax.interop.formats import SOURCES, clip, ours
+from kosmos_jax.interop.formats import kosmos2 as kosmos2_format
+from kosmos_jax.interop.formats.base import Fields
+from kosmos_jax.interop.importing import encoder_parameters, import_weights
 from kosmos_jax.interop.tensors import Weights
 from kosmos_jax.interop.verify import report, verify
+from kosmos_jax.interop.weights import Reader
 from kosmos_jax.model import abstract_model, parameters, with_parameters
 from kosmos_jax.parallel.mesh import make_mesh
 from kosmos_jax.parallel.sharding import parameter_specs
@@ -292,8 +293,8 @@ IN_FULL = {
 @pytest.mark.parametrize("form", ["as it is", "in full", "published"])
 def test_configs_in_the_forms_that_transformers_has_written_are_read(tmp_path, form):
     kosmos = transformers.Kosmos2Config()
-    clip = transformers.CLIPConfig(vision_config=dict(hidden_size=1536, hidden_act="gelu"))
-    for name, config in (("kosmos", kosmos), ("clip", clip)):
+    their_clip = transformers.CLIPConfig(vision_config=dict(hidden_size=1536, hidden_act="gelu"))
+    for name, config in (("kosmos", kosmos), ("clip", their_clip)):
         tree = json.loads(config.to_json_string(use_diff=form != "in full"))
         if form == "published":
             for section in ("text_config", "vision_config"):
@@ -353,12 +354,12 @@ def fields_of(section, path=()):
     "kind, folder, around, inside",
     [
         (
-            *("hf-kosmos2", "kosmos2_folder", fields.KOSMOS2),
-            dict(text_config=fields.KOSMOS2_TEXT, vision_config=fields.KOSMOS2_VISION),
+            *("hf-kosmos2", "kosmos2_folder", kosmos2_format.AROUND),
+            dict(text_config=kosmos2_format.TEXT, vision_config=clip.KOSMOS2_VISION),
         ),
-        ("clip", "kosmos2_folder", fields.AROUND_VISION, dict(vision_config=fields.KOSMOS2_VISION)),
-        ("hf-remote-code", "remote_code", fields.REMOTE_CODE, dict.fromkeys(fields.SECTIONS, Fields())),
-        ("torch", "exported", fields.TORCH, dict(model=fields.TORCH_MODEL)),
+        ("clip", "kosmos2_folder", clip.AROUND_VISION, dict(vision_config=clip.KOSMOS2_VISION)),
+        ("hf-remote-code", "remote_code", ours.REMOTE_CODE, dict.fromkeys(ours.SECTIONS, Fields())),
+        ("torch", "exported", ours.TORCH, dict(model=ours.TORCH_MODEL)),
     ],
 )
 def test_whatever_a_config_says_it_is_read_refused_or_harmless(kind, folder, around, inside, request, tmp_path):
@@ -371,7 +372,7 @@ def test_whatever_a_config_says_it_is_read_refused_or_harmless(kind, folder, aro
     for path in fields_of(json.loads(text)):
         *sections, field = path
         if path[0] in inside:
-            harmless = len(path) > 1 and path[1] in inside[path[0]].harmless and path[1] not in fields.SECTIONS
+            harmless = len(path) > 1 and path[1] in inside[path[0]].harmless and path[1] not in ours.SECTIONS
         else:
             harmless = path[0] in around.harmless
         for value in (None, [], {}, "x", -1, True, 1.5):
@@ -436,7 +437,7 @@ def test_the_section_that_transformers_takes_is_read(tmp_path):
 
 
 def test_an_output_layer_other_than_the_embedding_is_refused(kosmos2_folder, tokenizer_file, tmp_path, monkeypatch):
-    monkeypatch.setattr("kosmos_jax.interop.importing.ROWS", 20)
+    monkeypatch.setattr("kosmos_jax.interop.weights.ROWS", 20)
     file = tmp_path / "pytorch_model.bin"
     shutil.copyfile(kosmos2_folder / "config.json", tmp_path / "config.json")
     name, state = "text_model.lm_head.weight", load_file(kosmos2_folder / "model.safetensors")

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from kosmos_jax.inference.engine import Generator
 from kosmos_jax.inference.prompts import encode_prompt
-from kosmos_jax.interop.targets import plain
+from kosmos_jax.interop.formats.ours import plain
 from kosmos_jax.interop.torch_files import kosmos_torch
 from kosmos_jax.model import parameters
 from tests.interop.torch_side import difference, interleaved_rows, state_dict, to_torch, torch_model

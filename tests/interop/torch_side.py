@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 
-from kosmos_jax.interop import names
-from kosmos_jax.interop.targets import plain
+from kosmos_jax.interop import weights
+from kosmos_jax.interop.formats.ours import plain
 from kosmos_jax.interop.torch_files import kosmos_torch
 
 torch.set_num_threads(1)
@@ -16,7 +16,7 @@ def state_dict(params):
     def array(place):
         return np.asarray(params[place.path] if place.layer is None else params[place.path][place.layer])
 
-    places = names.torch_names(params)
+    places = weights.torch_names(params)
     return {name: torch.from_numpy(place.to_torch(array(place)).copy()) for name, place in places.items()}
 
 

@@ -1,0 +1,25 @@
+"""Foreign formats, one file each: names, config in both directions, and what it refuses."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from kosmos_jax.interop.formats import clip, kosmos2, ours, whisper
+from kosmos_jax.interop.formats.base import Opened, Target
+from kosmos_jax.interop.tensors import Weights
+
+# What `kosmos export --to` writes.
+TARGETS: dict[str, Target] = {
+    "hf-kosmos2": kosmos2.TARGET,
+    "hf-remote-code": ours.REMOTE_CODE_TARGET,
+    "torch": ours.TORCH_TARGET,
+}
+# What `kosmos import --from` reads: from the path and what lies there; UserError where it is plainly of another kind.
+SOURCES: dict[str, Callable[[Path, Weights], Opened]] = {
+    "hf-kosmos2": kosmos2.opened,
+    "clip": clip.opened,
+    "whisper": whisper.opened,
+    "hf-remote-code": ours.remote_code,
+    "torch": ours.torch,
+}
+# Those that hold one encoder, and the modality that it is for.
+ENCODERS = {"clip": "image", "whisper": "audio"}

@@ -1,0 +1,241 @@
+"""CLIP's vision transformer as transformers, OpenAI and open_clip publish it; the text side of their files is left."""
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from einops import rearrange
+
+from kosmos_jax.errors import UserError
+from kosmos_jax.interop.formats.base import (
+    NO_PART_OF_IT,
+    PROJECTIONS,
+    TRANSFORMERS,
+    Fields,
+    Opened,
+    beside,
+    chain,
+    config_of,
+    count_layers,
+    read_config,
+    shapes_of,
+)
+from kosmos_jax.interop.tensors import Tensor, Weights, read_json
+from kosmos_jax.model.perception.clip import PIXEL_MEAN, PIXEL_STD
+
+OPEN_CLIP_CONFIG = "open_clip_config.json"
+
+# transformers' CLIPVisionTransformer without a prefix ("pre_layrnorm" is how they spell it); the encoder alone.
+transformers_names = chain(
+    *PROJECTIONS,
+    (r"^image\.encoder\.class_token$", "embeddings.class_embedding"),
+    (r"^image\.encoder\.positions$", "embeddings.position_embedding.weight"),
+    (r"^image\.encoder\.patch\.", "embeddings.patch_embedding."),
+    (r"^image\.encoder\.ln_pre\.", "pre_layrnorm."),
+    (r"^image\.encoder\.ln_post\.", "post_layernorm."),
+    (r"^image\.encoder\.", "encoder."),
+    (r"\bnorm([12])\.", r"layer_norm\1."),
+    (r"\b(fc[12])\.", r"mlp.\1."),
+)
+
+# OpenAI's and open_clip's visual transformer, whose attention has one in_proj for query, key and value.
+openai_names = chain(
+    (r"^image\.encoder\.class_token$", "class_embedding"),
+    (r"^image\.encoder\.positions$", "positional_embedding"),
+    (r"^image\.encoder\.patch\.", "conv1."),
+    (r"^image\.encoder\.", ""),
+    (r"^layers\.", "transformer.resblocks."),
+    (r"\bnorm([12])\.", r"ln_\1."),
+    (r"\bfc1\.", "mlp.c_fc."),
+    (r"\bfc2\.", "mlp.c_proj."),
+    (r"\battention\.(query|key|value)\.", r"attn.\1."),
+    (r"\battention\.out\.", "attn.out_proj."),
+)
+
+# The patch embedding: a linear layer in our module, [d, p * p * 3], and a convolution everywhere else, [d, 3, p, p].
+PATCH = "image.encoder.patch.weight"
+
+
+def convolution_shape(shape: tuple[int, int]) -> tuple[int, int, int, int]:
+    """The shape of the patch embedding as a convolution."""
+    size = math.isqrt(shape[1] // 3)
+    return (shape[0], 3, size, size)
+
+
+def to_convolution(weight: np.ndarray) -> np.ndarray:
+    """The patch embedding of our module as a convolution, contiguous."""
+    size = convolution_shape(weight.shape)[-1]
+    return np.ascontiguousarray(rearrange(weight, "d (p q c) -> d c p q", p=size, q=size))
+
+
+def from_convolution(weight: np.ndarray) -> np.ndarray:
+    """The reverse of `to_convolution`."""
+    return np.ascontiguousarray(rearrange(weight, "d c p q -> d (p q c)"))
+
+
+def vision_fields(width: int, layers: int, heads: int, ffn: int, patch: int) -> Fields:
+    """The fields of transformers' vision config, with defaults of these sizes."""
+    return Fields(
+        taken=dict(
+            image_size=("image_size", 224),
+            patch_size=("patch_size", patch),
+            hidden_size=("width", width),
+            num_hidden_layers=("layers", layers),
+            num_attention_heads=("heads", heads),
+            intermediate_size=("ffn", ffn),
+            hidden_act=("activation", "quick_gelu"),
+        ),
+        fixed=NO_PART_OF_IT | dict(num_channels=3, layer_norm_eps=1e-5, attention_dropout=0, dropout=0),
+        harmless=TRANSFORMERS,
+    )
+
+
+KOSMOS2_VISION = vision_fields(1024, 24, 16, 4096, patch=14)
+CLIP_VISION = vision_fields(768, 12, 12, 3072, patch=32)
+# A config of which nothing but the vision tower is read.
+AROUND_VISION = Fields(
+    fixed=NO_PART_OF_IT,
+    harmless=TRANSFORMERS
+    | {"text_config", "vision_config", "text_config_dict", "vision_config_dict", "latent_query_num"},
+)
+
+# open_clip_config.json: model_cfg, and in it CLIPVisionCfg (src/open_clip/model.py). The tensors' shapes say the rest.
+OPEN_CLIP = Fields(
+    taken=dict(quick_gelu=("quick_gelu", False)),
+    harmless="""embed_dim vision_cfg text_cfg multimodal_cfg custom_text init_logit_scale init_logit_bias
+    nonscalar_logit_scale cast_dtype output_dict""".split(),
+)
+OPEN_CLIP_VISION = Fields(
+    taken=dict(head_width=("head_width", 64)),
+    fixed=dict.fromkeys("ls_init_value act_kwargs norm_kwargs timm_model_name".split())
+    | dict.fromkeys("patch_dropout attentional_pool no_ln_pre final_ln_after_pool".split(), False)
+    | dict(pos_embed_type="learnable"),
+    harmless="mlp_ratio pool_type output_tokens attn_pooler_queries attn_pooler_heads".split(),
+)
+
+# How pixels are normalised (kosmos_jax/model/perception/clip.py), and the section of each file that says it.
+PIXELS = Fields(
+    fixed=dict.fromkeys(("image_mean", "mean"), list(PIXEL_MEAN)) | dict.fromkeys(("image_std", "std"), list(PIXEL_STD))
+)
+PIXEL_SECTIONS = {
+    "preprocessor_config.json": "",
+    "processor_config.json": "image_processor",
+    "open_clip_config.json": "preprocess_cfg",
+}
+
+
+def check_pixels(path: Path):
+    """Compares what lies beside the weights with the normalisation of pixels here.
+
+    Raises:
+      UserError: it is another one.
+    """
+    for name, section in PIXEL_SECTIONS.items():
+        file = beside(path, name)
+        given = read_json(file) if file.is_file() else {}
+        given = given.get(section) if section and isinstance(given, Mapping) else given
+        if isinstance(given, Mapping):
+            PIXELS.read_some(given, str(file))
+
+
+def is_clip(name: str) -> bool:
+    return name.startswith("image.encoder.")
+
+
+def image_section(vision: dict[str, Any], **more) -> dict[str, Any]:
+    """A modality's section from the fields of a vision transformer."""
+    size = vision.pop("image_size")
+    return {"image": dict(shape=(size, size, 3), encoder=dict(kind="clip", **vision), **more)}
+
+
+def _clip_section(path: Path) -> dict[str, Any]:
+    """Of a config.json of transformers' CLIP, of its vision tower alone, or of Kosmos-2."""
+    tower = KOSMOS2_VISION if "kosmos" in str(config_of(path, "model_type")) else CLIP_VISION
+    config = config_of(path)
+    # Old files have the section twice, and transformers takes this one (CLIPConfig.__post_init__).
+    for key in ("vision_config_dict", "vision_config"):
+        if config.get(key) is not None:
+            read_config(path, AROUND_VISION)
+            return read_config(path, tower, key)
+    return read_config(path, tower)
+
+
+def _openai_section(
+    path: Path, prefix: str, tensors: Mapping[str, Tensor], activation: str, config: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """From the shapes; `config` is open_clip's vision_cfg, which has to agree with them."""
+    shape = shapes_of(path, tensors)
+    width, _, patch, _ = shape(f"{prefix}conv1.weight")
+    section = dict(
+        image_size=patch * round((shape(f"{prefix}positional_embedding")[0] - 1) ** 0.5),
+        patch_size=patch,
+        width=width,
+        layers=count_layers(tensors, re.escape(prefix) + r"transformer\.resblocks\.(\d+)\."),
+    )
+    table = OPEN_CLIP_VISION
+    table = table._replace(fixed=table.fixed | section)
+    head_width = table.read(config or {}, f"{beside(path, OPEN_CLIP_CONFIG)}: vision_cfg")["head_width"]
+    ffn = shape(f"{prefix}transformer.resblocks.0.mlp.c_fc.weight")[0]
+    return section | dict(heads=max(1, width // head_width), ffn=ffn, activation=activation)
+
+
+def opened(path: Path, weights: Weights) -> Opened:
+    """A CLIP vision tower as transformers (three prefixes), OpenAI or open_clip name it; the text tower is left."""
+    tensors = weights.tensors
+    for prefix in ("vision_model.model.", "vision_model.", ""):
+        if f"{prefix}pre_layrnorm.weight" in tensors:
+            ignored = r".*\.?position_ids|visual_projection\..*|text_.*|logit_scale"
+            return _tower(tensors, prefix, transformers_names, _clip_section(path), ignored)
+    for prefix in ("visual.", ""):
+        if f"{prefix}conv1.weight" in tensors and f"{prefix}class_embedding" in tensors:
+            config, activation = _open_clip_config(path, tensors)
+            section = _openai_section(path, prefix, tensors, activation, config)
+            return _tower(_split_in_proj(tensors), prefix, openai_names, section, rf"{re.escape(prefix)}proj")
+    raise UserError(f"{path} holds no vision tower of CLIP under any name known here")
+
+
+def _tower(tensors: Mapping[str, Tensor], prefix: str, rename: Callable[[str], str], section, ignored: str) -> Opened:
+    """A vision tower whose names begin with `prefix`; what begins otherwise is another tower."""
+    ignored = re.compile(rf"(?!{re.escape(prefix)}).*|{ignored}")
+    sections = dict(perception=image_section(section))
+    return Opened(tensors, sections, lambda name: prefix + rename(name), ignored, keeps=is_clip, convolution=True)
+
+
+def _open_clip_config(path: Path, tensors: Mapping[str, Tensor]) -> tuple[Mapping[str, Any], str]:
+    """open_clip's vision_cfg and the activation; OpenAI's own weights have no config and need QuickGELU."""
+    file = beside(path, OPEN_CLIP_CONFIG)
+    if file.is_file():
+        quick = OPEN_CLIP.read(read_json(file, "model_cfg"), f"{file}: model_cfg")["quick_gelu"]
+        return read_json(file, "model_cfg", "vision_cfg"), "quick_gelu" if quick else "gelu"
+    if {"input_resolution", "context_length", "vocab_size"} <= set(tensors):
+        return {}, "quick_gelu"  # only OpenAI's archives have these
+    raise UserError(
+        f"{path}: nothing says whether these weights need QuickGELU (OpenAI's do) or GELU (LAION's do), and the wrong "
+        f"one spoils them; put open_clip's {OPEN_CLIP_CONFIG} beside the file"
+    )
+
+
+def _split_in_proj(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """open_clip's `attn.in_proj_weight` [3 d, d] as three tensors, `attn.query.weight` and so on."""
+    split = {}
+    for name, tensor in tensors.items():
+        fused = re.fullmatch(r"(.*\.attn\.)in_proj_(weight|bias)", name)
+        if not fused:
+            split[name] = tensor
+            continue
+        shape = (tensor.shape[0] // 3, *tensor.shape[1:])
+        for i, part in enumerate(("query", "key", "value")):
+            rows = _rows_from(tensor, i * shape[0], shape[0])
+            split[f"{fused[1]}{part}.{fused[2]}"] = tensor._replace(shape=shape, read=rows)
+    return split
+
+
+def _rows_from(tensor: Tensor, first: int, rows: int):
+    def read(index):
+        start, stop, _ = index[0].indices(rows)
+        return tensor.read((slice(first + start, first + stop), *index[1:]))
+
+    return read

@@ -1,0 +1,166 @@
+"""transformers' Kosmos-2: the one model of the family that it has, with sinusoids and images alone."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from kosmos_jax.interop.formats import clip
+from kosmos_jax.interop.formats.base import (
+    CONFIG,
+    IDS,
+    NO_PART_OF_IT,
+    PROJECTIONS,
+    TRANSFORMERS,
+    Fields,
+    Opened,
+    Target,
+    beside,
+    chain,
+    config_of,
+    for_transformers,
+    read_config,
+)
+from kosmos_jax.interop.tensors import Weights
+
+# torchscale/architecture/decoder.py, Decoder(subln=True, share_decoder_input_output_embed=True); the decoder alone.
+torchscale_names = chain(
+    *PROJECTIONS,
+    (r"^embedding\.", "embed_tokens."),
+    (r"^decoder\.final_norm\.", "layer_norm."),
+    (r"^decoder\.", ""),
+    (r"\battention_norm\.", "self_attn_layer_norm."),
+    (r"\battention\.inner_norm\.", "self_attn.inner_attn_ln."),
+    (r"\bffn_norm\.", "final_layer_norm."),
+    (r"\bffn_inner_norm\.", "ffn.ffn_layernorm."),
+    (r"\b(fc[12])\.", r"ffn.\1."),
+)
+
+# The released connector.
+_connector = chain(
+    (r"^image\.connector\.queries$", "latent_query"),
+    (r"^image\.connector\.", ""),
+    *PROJECTIONS,
+    (r"^self_attn\.", "x_attn."),
+)
+
+
+def names(name: str) -> str:
+    """Our PyTorch name -> that of transformers' Kosmos2ForConditionalGeneration."""
+    if clip.is_clip(name):
+        return "vision_model.model." + clip.transformers_names(name)
+    if name.startswith("image.connector."):
+        return "image_to_text_projection." + _connector(name)
+    return "text_model.model." + torchscale_names(name)
+
+
+# Kosmos2Config and its sections, with transformers' defaults.
+AROUND = Fields(
+    taken=dict(latent_query_num=("tokens", 64)),
+    fixed=NO_PART_OF_IT | dict(model_type="kosmos-2"),
+    harmless=TRANSFORMERS | {"text_config", "vision_config"},
+)
+TEXT = Fields(
+    taken=dict(
+        vocab_size=("vocab_size", 65037),
+        embed_dim=("width", 2048),
+        layers=("layers", 24),
+        attention_heads=("heads", 32),
+        ffn_dim=("ffn", 8192),
+        max_position_embeddings=("max_positions", 2048),
+        dropout=("dropout", 0.1),
+        attention_dropout=("attention_dropout", 0.1),
+    ),
+    fixed=NO_PART_OF_IT
+    | IDS
+    | dict(activation_function="gelu", scale_embedding=True, layer_norm_eps=1e-5, activation_dropout=0, layerdrop=0),
+    harmless=TRANSFORMERS,
+)
+
+
+def refusal(model) -> str:
+    reasons = []
+    if model.text.positions != "sinusoidal":
+        reasons.append(f"model.text.positions is {model.text.positions!r} and Kosmos-2 there has sinusoids only")
+    if set(model.perception) != {"image"}:
+        reasons.append(f"model.perception has {', '.join(model.perception) or 'nothing'} and it has images only")
+        return "; ".join(reasons) + "; --to hf-remote-code takes every model"
+    connector = model.perception.image.connector
+    if connector.kind != "xconnector":
+        reasons.append(f"the kind of the connector is {connector.kind!r} and it has the xconnector only")
+    if connector.heads != model.text.heads:
+        reasons.append(f"the connector's heads are {connector.heads}, which must be model.text.heads there")
+    return "; ".join(reasons) + "; --to hf-remote-code takes every model" if reasons else ""
+
+
+def config(model, dtype: str) -> dict[str, Any]:
+    """config.json of transformers' Kosmos2Config.
+
+    It asks for eager attention because SDPA gave wrong image vectors in transformers 4.52.1 to 5.22.2: in each section,
+    since from 4.54 to 4.57 what the top says does not reach the sections.
+    """
+    text, image, eager = model.text, model.perception.image, dict(_attn_implementation="eager")
+    vision = image.encoder
+    return dict(
+        architectures=["Kosmos2ForConditionalGeneration"],
+        model_type="kosmos-2",
+        **for_transformers(dtype),
+        **eager,
+        latent_query_num=image.tokens,
+        text_config=dict(
+            model_type="kosmos_2_text_model",
+            **eager,
+            vocab_size=text.vocab_size,
+            max_position_embeddings=text.max_positions,
+            embed_dim=text.width,
+            layers=text.layers,
+            ffn_dim=text.ffn,
+            attention_heads=text.heads,
+            activation_function="gelu",
+            dropout=text.dropout,
+            attention_dropout=text.attention_dropout,
+            layer_norm_eps=1e-5,
+            scale_embedding=True,
+            tie_word_embeddings=True,
+            pad_token_id=1,
+            bos_token_id=0,
+            eos_token_id=2,
+        ),
+        vision_config=dict(
+            model_type="kosmos_2_vision_model",
+            **eager,
+            hidden_size=vision.width,
+            intermediate_size=vision.ffn,
+            num_hidden_layers=vision.layers,
+            num_attention_heads=vision.heads,
+            num_channels=3,
+            image_size=image.shape[0],
+            patch_size=vision.patch_size,
+            hidden_act=vision.activation,
+            layer_norm_eps=1e-5,
+        ),
+    )
+
+
+def opened(path: Path, weights: Weights) -> Opened:
+    """By transformers' Kosmos2Config; what a config.json leaves out has transformers' default."""
+    config_of(path, "model_type")
+    config = config_of(path)
+    tokens = read_config(path, AROUND)["tokens"]
+    tables = dict(text_config=TEXT, vision_config=clip.KOSMOS2_VISION)
+    given = {key: {} if config.get(key) is None else config[key] for key in tables}
+    text, vision = (table.read(given[key], f"{beside(path, CONFIG)}: {key}") for key, table in tables.items())
+    connector = dict(kind="xconnector", heads=text["heads"], layers=1, dropout=text["attention_dropout"])
+    return Opened(
+        weights.tensors,
+        dict(
+            text=text | dict(positions="sinusoidal"),
+            perception=clip.image_section(vision, tokens=tokens, connector=connector),
+        ),
+        names,
+        ignored=re.compile(r"text_model\.model\.embed_positions\.weights|.*position_ids"),
+        head="text_model.lm_head.weight",
+        convolution=True,
+    )
+
+
+TARGET = Target(names, config, refusal, convolution=True)
