@@ -18,23 +18,23 @@ def get_config():
         tokens=4,
         shape=(RATE,),  # a second
         dtype="int16",
-        encoder=dict(kind="whisper", mel_bins=40, width=96, layers=3, heads=4, ffn=384, top_layers=1),
+        encoder=dict(kind="whisper", mel_bins=40, width=64, layers=3, heads=4, ffn=256, top_layers=1),
         connector=dict(kind="perceiver", heads=4, layers=1, dropout=0.0),
     )
     config.init.audio = ""
 
     recordings = dict(recordings="", held_out="")
     images = config.data.sources.captions.augment.image.to_dict()
-    sounds = dict(speed=(0.85, 1.15), gain_db=6.0, shift=1.0, noise=0.01)
+    sounds = dict(speed=(0.9, 1.1), gain_db=6.0, shift=0.5, noise=0.003)
     config.data.sources = dict(
         text=dict(kind="pydoc", share=0.125, per_row=dict(image=0, audio=0)),
-        captions=dict(kind="digits", share=0.25, per_row=dict(image=10, audio=0), augment=dict(image=images)),
+        captions=dict(kind="digits", share=0.125, per_row=dict(image=10, audio=0), augment=dict(image=images)),
         spoken=dict(
             kind="spoken_digits", share=0.25, per_row=dict(image=0, audio=10), augment=dict(audio=sounds), **recordings
         ),
         spoken_documents=dict(
             kind="spoken_documents",
-            share=0.375,
+            share=0.5,
             per_row=dict(image=8, audio=12),
             augment=dict(image=dict(images), audio=dict(sounds)),
             **recordings,

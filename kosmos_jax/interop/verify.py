@@ -84,7 +84,7 @@ def _pixels(images_NHWC: np.ndarray) -> np.ndarray:
 
 
 # By modality: what our encoder reads -> what PyTorch's reads.
-AS_TORCH = {"image": _pixels}
+AS_TORCH = {"image": _pixels, "audio": np.copy}
 
 
 def cases(tokenizer) -> list[tuple[str, list[EncodedPrompt]]]:
@@ -163,7 +163,7 @@ def _kosmos2(out: Path) -> Theirs:
 def _remote_code(out: Path) -> Theirs:
     load = needed("transformers").AutoModelForImageTextToText.from_pretrained
     model = load(out, trust_remote_code=True, dtype="float32").eval()
-    inputs = {"image": "pixel_values"}
+    inputs = {"image": "pixel_values", "audio": "audio_values"}
     return lambda tokens, slots, media, mask: (
         model(tokens, slots, attention_mask=mask, **{inputs[name]: items for name, items in media.items()}).logits
     )

@@ -12,7 +12,9 @@ from kosmos_jax.inference.prompts import encode_prompt
 from kosmos_jax.interop.formats.ours import plain
 from kosmos_jax.interop.torch_files import kosmos_torch
 from kosmos_jax.model import parameters
+from tests.interop.test_import_whisper import with_audio
 from tests.interop.torch_side import difference, interleaved_rows, state_dict, to_torch, torch_model
+from tests.model.test_parity_whisper import sounds
 from tests.model.tiny import model_config, quick_logits_of, random_model
 
 TOLERANCE = 1e-5
@@ -265,3 +267,21 @@ def test_images_without_slots_or_slots_without_images_or_a_mask_of_another_lengt
         model(tokens, torch.arange(8)[None], {"image": torch.zeros(0, 3, 16, 16)})
     with pytest.raises(ValueError, match=r"\(1, 7\) for 1 rows of 8 tokens"):
         model(tokens, attention_mask=torch.ones(1, 7))
+
+
+@torch.no_grad()
+def test_sound_and_images_in_one_row_give_the_logits_of_jax():
+    config = with_audio()
+    ours = random_model(config, seed=4)
+    theirs = torch_model(config, parameters(ours))
+    clips = sounds(1)[:2]
+    tokens, segments, positions, slots, media = interleaved_rows(config)
+    first, q = 4 * config.perception.image.tokens, config.perception.audio.tokens
+    slots[3, 2 : 2 + q], slots[0, 20 : 20 + q] = first + np.arange(q), first + q + np.arange(q)
+    expected = quick_logits_of(ours, tokens, segments, positions, slots, media | {"audio": clips})
+    ids, ids_slots, pixels, mask = to_torch(tokens, segments, slots, media)
+    for samples in (torch.from_numpy(clips), torch.from_numpy(clips / np.float32(32768))):
+        found = theirs(ids, ids_slots, pixels | {"audio": samples}, mask)
+        assert difference(expected, found, segments > 0) <= 2 * TOLERANCE  # the spectrogram's rounding comes on top
+    without = theirs(ids, ids_slots, pixels | {"audio": torch.zeros(2, 16_000)}, mask)
+    assert difference(expected, without, segments > 0) > 100 * TOLERANCE

@@ -1,7 +1,7 @@
 """KOSMOS-1 in plain PyTorch: the model that kosmos_jax trains, in one file without other dependencies.
 
     model = load("exported")
-    model.generate(tokens, slots, {"image": normalize(images)})
+    model.generate(tokens, slots, {"image": normalize(images), "audio": samples})
 
 Shapes are written as a suffix of a tensor's name, one letter for each dimension:
 
@@ -104,10 +104,11 @@ def rotate(x_BHTK, cos, sin):
 class Attention(nn.Module):
     """Multi-head attention; `inner_norm` is sub-LN's LayerNorm between the heads and the output."""
 
-    def __init__(self, width, heads, bias=True, inner_norm=False, dropout=0.0):
+    def __init__(self, width, heads, bias=True, key_bias=True, inner_norm=False, dropout=0.0):
         super().__init__()
         self.heads, self.dropout = heads, dropout
-        self.query, self.key, self.value, self.out = (nn.Linear(width, width, bias=bias) for _ in range(4))
+        for name in ("query", "key", "value", "out"):
+            setattr(self, name, nn.Linear(width, width, bias=bias and (key_bias or name != "key")))
         self.inner_norm = nn.LayerNorm(width) if inner_norm else nn.Identity()
 
     def split(self, x_BTD):
@@ -180,13 +181,15 @@ class Decoder(Checkpointing):
         return self.final_norm(x_BTD)
 
 
-class ClipLayer(nn.Module):
-    def __init__(self, config):
+class EncoderLayer(nn.Module):
+    """Pre-LN, of CLIP and of Whisper."""
+
+    def __init__(self, config, quick_gelu=False, key_bias=True):
         super().__init__()
         width, ffn = config["width"], config["ffn"]
-        self.quick_gelu = config["activation"] == "quick_gelu"
+        self.quick_gelu = quick_gelu
         self.norm1 = nn.LayerNorm(width)
-        self.attention = Attention(width, config["heads"])
+        self.attention = Attention(width, config["heads"], key_bias=key_bias)
         self.norm2 = nn.LayerNorm(width)
         self.fc1, self.fc2 = nn.Linear(width, ffn), nn.Linear(ffn, width)
 
@@ -208,7 +211,8 @@ class Clip(Checkpointing):
         self.positions = nn.Parameter(torch.randn(patches + 1, width) * width**-0.5)
         self.patch = nn.Linear(3 * self.patch_size**2, width, bias=False)
         self.ln_pre = nn.LayerNorm(width)
-        self.layers = nn.ModuleList(ClipLayer(config) for _ in range(config["layers"]))
+        quick = config["activation"] == "quick_gelu"
+        self.layers = nn.ModuleList(EncoderLayer(config, quick_gelu=quick) for _ in range(config["layers"]))
         self.ln_post = nn.LayerNorm(width)
 
     def forward(self, pixels_NCHW):
@@ -225,6 +229,50 @@ class Clip(Checkpointing):
             x_NPD = self.run(layer, x_NPD)
         x_NPD = self.ln_post(x_NPD)
         return F.normalize(x_NPD.float(), dim=-1).to(x_NPD.dtype)
+
+
+def log_mel(samples_NS, bins: int):
+    """int16[N, S] at 16 kHz, or float from -1 to 1 -> float32[N, bins, S / 160], as Whisper reads it.
+
+    log10 of the power on Slaney's mel scale, at most 8 below the loudest place of the clip, scaled by (x + 4) / 4.
+    """
+    x_NS = samples_NS.float() if samples_NS.is_floating_point() else samples_NS.float() / 32768
+    device, mels = x_NS.device, torch.linspace(0, 15 + 27 * math.log(8) / math.log(6.4), bins + 2, dtype=torch.float64)
+    edges = torch.where(mels < 15, 200 * mels / 3, 1000 * torch.exp((mels - 15) * math.log(6.4) / 27))
+    frequency = torch.linspace(0, 8000, 201, dtype=torch.float64)[:, None]
+    rising = (frequency - edges[:-2]) / (edges[1:-1] - edges[:-2])
+    falling = (edges[2:] - frequency) / (edges[2:] - edges[1:-1])
+    filters = torch.minimum(rising, falling).clamp(min=0) * 2 / (edges[2:] - edges[:-2])
+    frames = F.pad(x_NS[:, None], (200, 200), mode="reflect")[:, 0].unfold(1, 400, 160)[:, :-1]
+    power = torch.fft.rfft(frames * torch.hann_window(400, device=device)).abs() ** 2
+    log = (power @ filters.to(device, torch.float32)).clamp(min=1e-10).log10()
+    return ((torch.maximum(log, log.amax((1, 2), keepdim=True) - 8) + 4) / 4).transpose(1, 2)
+
+
+class Whisper(Checkpointing):
+    """Whisper's encoder for clips of one length; positions are computed."""
+
+    def __init__(self, config, shape):
+        super().__init__()
+        self.samples, self.bins, width = shape[0], config["mel_bins"], config["width"]
+        self.conv1 = nn.Conv1d(self.bins, width, 3, padding=1)
+        self.conv2 = nn.Conv1d(width, width, 3, stride=2, padding=1)
+        self.layers = nn.ModuleList(EncoderLayer(config, key_bias=False) for _ in range(config["layers"]))
+        self.ln_post = nn.LayerNorm(width)
+
+    def forward(self, samples_NS):
+        """int16[N, S], or float from -1 to 1, at 16 kHz, silence after a clip's end -> float[N, P, d]."""
+        if samples_NS.shape[1:] != (self.samples,):
+            raise ValueError(f"clips are {list(samples_NS.shape)}, and this model reads [N, {self.samples}]")
+        x_NdT = log_mel(samples_NS, self.bins).to(self.conv1.weight.dtype)
+        x_NPd = F.gelu(self.conv2(F.gelu(self.conv1(x_NdT)))).transpose(1, 2)
+        half = x_NPd.shape[2] // 2
+        rates = torch.exp(torch.arange(half, device="cpu") * -(math.log(10_000) / (half - 1)))
+        angle = torch.arange(x_NPd.shape[1], device="cpu").float()[:, None] * rates
+        x_NPd = x_NPd + torch.cat([angle.sin(), angle.cos()], dim=1).to(x_NPd)
+        for layer in self.layers:
+            x_NPd = self.run(layer, x_NPd)
+        return self.ln_post(x_NPd)
 
 
 class XConnector(nn.Module):
@@ -278,7 +326,7 @@ class Perceiver(nn.Module):
         return self.final_norm(x_NQD)
 
 
-ENCODERS = {"clip": Clip}
+ENCODERS = {"clip": Clip, "whisper": Whisper}
 CONNECTORS = {"xconnector": XConnector, "perceiver": Perceiver}
 
 

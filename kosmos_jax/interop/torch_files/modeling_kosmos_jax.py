@@ -13,10 +13,11 @@ CACHE = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "
 
 
 class KosmosJaxForConditionalGeneration(PreTrainedModel, GenerationMixin):
-    """Text and images in, text out; `KosmosJaxProcessor` makes the inputs.
+    """Text, images and sound in, text out; `KosmosJaxProcessor` makes the inputs.
 
-    The images of a batch lie in one flat `pixel_values`, and `image_slots` says which of their vectors stands where.
-    So rows may have none or several, and `generate` repeats rows for its beams without repeating images.
+    The images of a batch lie in one flat `pixel_values`, its clips of sound in `audio_values`, and `image_slots` says
+    which of their vectors stands where: first those of all images, then those of all clips. So rows may have none or
+    several, and `generate` repeats rows for its beams without repeating images.
 
     Attention is PyTorch's `scaled_dot_product_attention` ("sdpa"), which keeps no attention weights.
     """
@@ -26,7 +27,7 @@ class KosmosJaxForConditionalGeneration(PreTrainedModel, GenerationMixin):
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = True  # `num_items_in_batch` of transformers' Trainer
     _supports_sdpa = True
-    _no_split_modules = ["DecoderLayer", "ClipLayer", "XConnector", "Perceiver"]
+    _no_split_modules = ["DecoderLayer", "EncoderLayer", "XConnector", "Perceiver"]
 
     def __init__(self, config):
         super().__init__(config)
@@ -77,13 +78,15 @@ class KosmosJaxForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return_dict=None,
         cache=None,
         num_items_in_batch=None,
+        audio_values=None,
     ):
         """Scores of the token after each.
 
         Args:
           input_ids: int64[B, T]; `<image>` where image vectors will stand.
-          image_slots: int64[B, T], -1 for text, otherwise n * Q + q: the q-th vector of the batch's n-th image.
+          image_slots: int64[B, T], -1 for text, otherwise the number of a vector; see `Kosmos.read`.
           pixel_values: float[N, 3, H, W], the images of all rows in one buffer; or their vectors, float[N, Q, D].
+          audio_values: int16[N, S], the clips of all rows at 16 kHz; or their vectors.
           attention_mask: int64[B, S], 0 for padding on either side; S counts the tokens in `past_key_values` too.
           position_ids, segment_ids: for rows that hold several documents, see kosmos_torch.py.
           past_key_values: transformers' `DynamicCache`, which takes up the T tokens; `use_cache` makes one.
@@ -117,7 +120,13 @@ class KosmosJaxForConditionalGeneration(PreTrainedModel, GenerationMixin):
             hooks = [layer.register_forward_pre_hook(keep) for layer in self.model.decoder.layers]
         try:
             hidden = self.model.read(
-                tokens, image_slots, {"image": pixel_values}, attention_mask, position_ids, segment_ids, cache=cache
+                tokens,
+                image_slots,
+                {"image": pixel_values, "audio": audio_values},
+                attention_mask,
+                position_ids,
+                segment_ids,
+                cache=cache,
             )
         finally:
             for hook in hooks:
@@ -150,9 +159,10 @@ class KosmosJaxForConditionalGeneration(PreTrainedModel, GenerationMixin):
         output_hidden_states=None,
         output_attentions=None,
         segment_ids=None,
+        audio_values=None,
         **kwargs,
     ):
-        """The tokens that the cache does not hold, and the images if one of them may stand there.
+        """The tokens that the cache does not hold, and the media if an item of them may stand there.
 
         Positions follow from the mask. Whatever transformers counts is for rows without padding.
         """
@@ -170,18 +180,19 @@ class KosmosJaxForConditionalGeneration(PreTrainedModel, GenerationMixin):
             if past < image_slots.shape[1]:
                 image_slots = F.pad(image_slots, (0, tokens.shape[1] - image_slots.shape[1]), value=-1)[:, past:]
             else:
-                image_slots = pixel_values = None
+                image_slots = pixel_values = audio_values = None
         return {
             "input_ids" if inputs_embeds is None else "inputs_embeds": tokens[:, past:],
-            **dict(image_slots=image_slots, pixel_values=pixel_values, attention_mask=attention_mask),
+            **dict(image_slots=image_slots, pixel_values=pixel_values, audio_values=audio_values),
+            **dict(attention_mask=attention_mask),
             **dict(past_key_values=cache, logits_to_keep=logits_to_keep),
             **dict(output_hidden_states=output_hidden_states, output_attentions=output_attentions),
         }
 
     def _expand_inputs_for_generation(self, expand_size=1, is_encoder_decoder=False, input_ids=None, **kwargs):
-        """Repeats each row for its beams or samples. Images stay: the slots of all of a row's copies point at them."""
-        pixel_values = kwargs.pop("pixel_values", None)
+        """Repeats each row for its beams or samples. Media stay: the slots of all of a row's copies point at them."""
+        media = {name: kwargs.pop(name, None) for name in ("pixel_values", "audio_values")}
         input_ids, kwargs = super()._expand_inputs_for_generation(
             expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **kwargs
         )
-        return input_ids, {**kwargs, "pixel_values": pixel_values}
+        return input_ids, {**kwargs, **media}
