@@ -81,6 +81,9 @@ def write_preprocessor_config(out: Path, model, target: str) -> None:
             size=size,
             num_image_tokens=image.tokens,
         )
+        if "audio" in model.perception:
+            audio = model.perception.audio
+            config |= dict(audio_samples=audio.shape[0], num_audio_tokens=audio.tokens)
     _write_json(out / "preprocessor_config.json", config)
 
 
