@@ -1,13 +1,14 @@
 """`kosmos import`: published weights as a checkpoint of ours; and an encoder straight into a fresh model."""
 
 import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
 import jax
+import numpy as np
 from flax import nnx
 from flax.traverse_util import flatten_dict
-from tqdm import tqdm
 
 from data_pipeline.tokenizer import Tokenizer
 from kosmos_jax import checkpoint
@@ -18,10 +19,13 @@ from kosmos_jax.interop.export import complete_or_absent
 from kosmos_jax.interop.formats import ENCODERS
 from kosmos_jax.interop.formats.base import beside
 from kosmos_jax.interop.processor import SENTENCEPIECE
+from kosmos_jax.interop.stored import write_weights
 from kosmos_jax.interop.weights import Reader
 from kosmos_jax.modality import KOSMOS2_TAGS, modalities
 from kosmos_jax.model import Kosmos, abstract_model, parameters
 
+# Bytes of fresh parameters that are in memory at one time.
+FRESH = 2**29
 TOKENIZER_JSON = "tokenizer.json"
 
 log = logging.getLogger(__name__)
@@ -83,24 +87,44 @@ def import_weights(kind: str, path, out, *, config=None, tokenizer=None, vocab_s
     described = dict(kosmos2_tags=KOSMOS2_TAGS[0] in tokenizer.tags, vocab_size=tokenizer.mask - 1)
     overrides = [f"data.tokenizer.{key}={value}" for key, value in described.items()]
     config = apply_overrides(config, [*overrides, f"model.text.vocab_size={vocab_size}"])
-    given = sorted({place.path for place in places.values()})
-    leaves = checkpoint.placed(shapes, dict.fromkeys(shapes, jax.sharding.SingleDeviceSharding(jax.local_devices()[0])))
-    with complete_or_absent(Path(out)) as folder:
-        bar = tqdm(given, f"reading {kind}", unit=" parameters", disable=None)
-        params = {name: reader.array(name, leaves[name], places) for name in bar}
-        params |= fresh_parameters(config, shapes.keys() - params.keys())
-        params["embedding"] = _with_rows(params["embedding"], config)
-        checkpoint.save_weights(folder, params, config, tokenizer)
+    given, wanted = {place.path for place in places.values()}, abstract_model(config.model)[1]
+    with complete_or_absent(Path(out)) as folder, _Fresh(config, wanted, given) as fresh:
+
+        def part(path, index):
+            if path not in given:
+                return fresh(path)[index]
+            start, stop, had = index[0].start, index[0].stop, shapes[path].shape[0]
+            if stop <= had:
+                return reader.part(path, places, index)
+            added = fresh(path)[max(start, had) : stop]  # ids that the file does not have
+            read = [reader.part(path, places, (slice(start, had), *index[1:]))] if start < had else []
+            return np.concatenate([*read, added])
+
+        write_weights(folder, {path: leaf.shape for path, leaf in wanted.items()}, part, config, tokenizer)
     return checkpoint.read_record(out)
 
 
-def _with_rows(embedding_VD: jax.Array, config) -> jax.Array:
-    """The embedding with as many rows as config has ids: cut off, or added from a fresh model's, at the end."""
-    count = config.model.text.vocab_size
-    if count <= len(embedding_VD):
-        return embedding_VD[:count]
-    fresh_VD = fresh_parameters(config, {"embedding"})["embedding"]
-    return fresh_VD.at[: len(embedding_VD)].set(embedding_VD)
+class _Fresh:
+    """Parameters of a fresh model, as training would draw them, a few at a time: path -> float32 array."""
+
+    def __init__(self, config, shapes: Mapping, given: set[str]):
+        self._config, self._shapes, self._given, self._drawn = config, shapes, given, {}
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._drawn = {}
+
+    def __call__(self, path: str) -> np.ndarray:
+        if path not in self._drawn:
+            # Neighbours are drawn together: each time the initial values of all of the model are traced.
+            left, room = {path}, FRESH
+            for other in [name for name in self._shapes if name not in self._given and name > path]:
+                room -= 4 * math.prod(self._shapes[other].shape)
+                left |= {other} if room > 0 else set()
+            self._drawn = {name: np.asarray(x) for name, x in fresh_parameters(self._config, left).items()}
+        return self._drawn[path]
 
 
 def fresh_parameters(config, wanted) -> dict[str, jax.Array]:

@@ -1,11 +1,15 @@
-"""The arrays of a checkpoint, piece by piece: a model need not fit in memory to be written out in another form."""
+"""The arrays of a checkpoint, piece by piece: a model need not fit in memory to go out, or to come in."""
 
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from kosmos_jax.checkpoint import ITEMS, assert_intact, read_run, reading
+from kosmos_jax.checkpoint import ITEMS, assert_intact, read_run, reading, save_weights, step_directory
 from kosmos_jax.checksums import checksums
 from kosmos_jax.config import from_json
 from kosmos_jax.interop.tensors import read_json
@@ -35,6 +39,16 @@ class StoredArrays:
             spec = {"driver": self._driver, "kvstore": kvstore, "recheck_cached_data": "open"}
             self._open[path] = tensorstore.open(spec, read=True).result()
         return self._open[path]
+
+    def replaced(self, path: str, shape: tuple[int, ...], chunks: list[int]):
+        """The array made anew with another shape, in pieces of `chunks`; a TensorStore to write to."""
+        import tensorstore
+
+        spec = self._array(path).spec().to_json() | {"create": True, "delete_existing": True, "open": False}
+        spec["kvstore"] = {"driver": "ocdbt", "base": f"file://{self._item}/", "path": f"{path}/"}
+        spec["metadata"] |= {"shape": list(shape), "chunks": chunks}
+        del spec["transform"]
+        return tensorstore.open(spec).result()
 
     def layers(self, path: str) -> int:
         """How many layers a stacked array has."""
@@ -92,3 +106,69 @@ def assert_arrays_intact(directory: Path, items=ITEMS) -> tuple[int, int]:
                 assert_intact(directory / item, {name: found % 2**32}, sums)
                 bar.update()
     return count, size
+
+
+# Bytes of an array that are in memory at one time, where it is no stack of layers.
+PIECE = 64 * 2**20
+
+
+def write_weights(
+    workdir: Path,
+    shapes: Mapping[str, tuple[int, ...]],
+    part: Callable[[str, tuple[slice, ...]], np.ndarray],
+    config,
+    tokenizer,
+) -> None:
+    """As `checkpoint.save_weights`, with one layer of one array in memory at a time.
+
+    Orbax writes arrays that it has in memory. So it writes a checkpoint of arrays of one number each, with everything
+    that belongs to one; then TensorStore puts the true arrays in their place, in the same database.
+
+    Args:
+      workdir: a new one.
+      shapes: path -> shape of every parameter.
+      part: (path, a slice for each axis) -> float32 array of that part.
+      config: the complete config.
+      tokenizer: its tokenizer.
+    """
+    tiny = {path: jnp.zeros((1,) * len(shape), jnp.float32) for path, shape in shapes.items()}
+    save_weights(workdir, tiny, config, tokenizer)
+    item = step_directory(workdir) / "params"
+    stored, stacked = StoredArrays(item), tuple(f"{path}/" for path in stacks(config.model))
+    sums, chunks = {}, {}
+    with tqdm(total=len(shapes), desc="writing", unit=" parameters", disable=None) as bar:
+        for path, shape in shapes.items():
+            rows = 1 if path.startswith(stacked) else max(1, PIECE * shape[0] // (4 * math.prod(shape)))
+            chunks[path] = [min(rows, shape[0]), *shape[1:]]
+            array, words, sums[path] = stored.replaced(path, shape, chunks[path]), 0, 0
+            for index in _pieces(shape, rows):
+                piece = part(path, index)
+                array[index].write(piece).result()
+                sums[path] = (sums[path] + checksums({"part": piece}, first=words)["part"]) % 2**32
+                words += piece.size
+            bar.update()
+    _describe(item, shapes, chunks, sums)
+
+
+def _pieces(shape: tuple[int, ...], rows: int) -> Iterator[tuple[slice, ...]]:
+    for start in range(0, shape[0], rows):
+        yield (slice(start, min(start + rows, shape[0])), *(slice(0, size) for size in shape[1:]))
+
+
+def _describe(item: Path, shapes, chunks, sums) -> None:
+    """Corrects what Orbax and we wrote of the arrays' shapes, pieces and checksums."""
+    tree = read_json(item / "_METADATA")
+    for entry in tree["tree_metadata"].values():
+        path = ".".join(part["key"] for part in entry["key_metadata"])
+        entry["value_metadata"]["write_shape"] = chunks[path]
+    (item / "_METADATA").write_text(json.dumps(tree))
+    for file in (item / "array_metadatas").iterdir():
+        arrays = read_json(file)
+        for entry in arrays["array_metadatas"]:
+            one = entry["array_metadata"]
+            one["write_shape"] = one["chunk_shape"] = chunks[one["param_name"]]
+        file.write_text(json.dumps(arrays))
+    file = item.parent / "run" / "metadata"
+    run = read_json(file)
+    run["checksums"] = {"params": sums}
+    file.write_text(json.dumps(run))

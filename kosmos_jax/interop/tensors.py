@@ -13,6 +13,7 @@ import os
 import pickle
 import re
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -147,17 +148,19 @@ def _open_file(path: Path) -> Weights:
 
 def _open_safetensors(path: Path) -> Weights:
     safetensors = needed("safetensors")
+
+    def read(name, index):
+        # Opened anew for each tensor: the pages that were mapped for the one before go.
+        with safetensors.safe_open(path, framework="numpy") as file:
+            return file.get_slice(name)[index] if index else file.get_tensor(name)
+
     try:
-        file = safetensors.safe_open(path, framework="numpy")
-        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  not a dictionary
+        with safetensors.safe_open(path, framework="numpy") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  not a dictionary
+            found = {name: (tuple(piece.get_shape()), piece.get_dtype()) for name, piece in slices.items()}
     except (safetensors.SafetensorError, OSError) as error:
         raise UserError(f"{path} cannot be read as safetensors: {error}; was the download complete?") from error
-
-    def reader(name):
-        return lambda index: slices[name][index] if index else file.get_tensor(name)
-
-    pieces = slices.items()
-    return Weights({name: Tensor(tuple(piece.get_shape()), reader(name), piece.get_dtype()) for name, piece in pieces})
+    return Weights({name: Tensor(shape, partial(read, name), dtype) for name, (shape, dtype) in found.items()})
 
 
 def _open_torch(path: Path) -> Weights:

@@ -164,8 +164,14 @@ class Reader:
             return from_convolution(tensor.read((slice(None),) * 4))[index]
         return tensor.read(index)
 
-    def array(self, path: str, leaf, places: Mapping[str, Place]):
-        """One of our parameters as float32 jax.Array of `leaf`'s shape and sharding; a process reads its own part."""
+    def part(self, path: str, places: Mapping[str, Place], index: tuple[slice, ...]) -> np.ndarray:
+        """A part of one of our parameters as float32, of which nothing else is read.
+
+        Args:
+          path: of the parameter.
+          places: see `check`.
+          index: a slice for each axis of the parameter.
+        """
         layers = {place.layer: name for name, place in places.items() if place.path == path}
 
         def read(layer, index):
@@ -174,13 +180,14 @@ class Reader:
                 return self._tensor(name, index)
             return self._tensor(name, index[::-1]).T
 
-        def part(index):
-            if None in layers:
-                return np.ascontiguousarray(read(None, index), np.float32)
-            chosen = range(leaf.shape[0])[index[0]]
-            return np.stack([np.asarray(read(layer, index[1:]), np.float32) for layer in chosen])
+        if None in layers:
+            return np.ascontiguousarray(read(None, index), np.float32)
+        chosen = range(len(layers))[index[0]]
+        return np.stack([np.asarray(read(layer, index[1:]), np.float32) for layer in chosen])
 
-        return jax.make_array_from_callback(leaf.shape, leaf.sharding, part)
+    def array(self, path: str, leaf, places: Mapping[str, Place]):
+        """One of our parameters as float32 jax.Array of `leaf`'s shape and sharding; a process reads its own part."""
+        return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: self.part(path, places, index))
 
 
 def _shown(group: list[str]) -> list[str]:
