@@ -24,6 +24,7 @@ setup(
             f"{name}{rest}" for name in ("kosmos_jax", "configs", "data_pipeline", "launch") for rest in ("", ".*")
         ]
     ),
+    package_data={"kosmos_jax.interop": ["cards/*.md"]},
     entry_points={"console_scripts": ["kosmos=kosmos_jax.cli:main"]},
     install_requires=[
         f"jax{JAX}",
