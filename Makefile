@@ -37,13 +37,13 @@ test: $(VENV)/has-test
 	$(PYTEST)
 
 # Status 5: no test has the mark.
-test-slow: $(VENV)/compilers/is-whole
+test-slow: $(VENV)/compilers/is-complete
 	PYTHONPATH=$(VENV)/compilers $(PYTEST) -m "slow and not gpu and not tpu" || [ $$? = 5 ]
 
 test-all: test test-slow
 
 # What an export holds is for transformers 4.57 too, and what that writes is imported.
-test-transformers4: $(VENV)/transformers-4/is-whole
+test-transformers4: $(VENV)/transformers-4/is-complete
 	PYTHONPATH=$(VENV)/transformers-4 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest \
 	    tests/interop/test_remote_{api,code}.py \
 	    tests/interop/test_export.py::test_pytorch_gives_our_numbers_and_import_our_bits \
@@ -75,14 +75,14 @@ $(VENV)/has-speech: setup.py $(BIN)/pip-works
 
 # What the planner compiles with, kosmos_jax[plan], in a folder of its own: JAX complains where it finds these packages
 # and not their hardware.
-$(VENV)/compilers/is-whole: $(VENV)/has-test
+$(VENV)/compilers/is-complete: $(VENV)/has-test
 	rm -rf $(@D) && mkdir $(@D)
 	packages=$$($(BIN)/python tests/planning/compilers.py); \
 	[ -z "$$packages" ] || $(PIP) --no-deps --target $(@D) $$packages
 	@touch $@
 
 # Beside transformers 5, in a folder of its own that PYTHONPATH puts first.
-$(VENV)/transformers-4/is-whole: $(VENV)/has-test
+$(VENV)/transformers-4/is-complete: $(VENV)/has-test
 	rm -rf $(@D)
 	$(PIP) --no-deps --target $(@D) transformers==4.57.6 'tokenizers>=0.22,<0.23' 'huggingface-hub>=0.34,<1'
 	@touch $@

@@ -2,7 +2,7 @@
 
     sources -> documents -> tokenizer -> plan -> mixture -> pipeline
 
-The whole state of the pipeline is the number of the step: the global batch of step N is a pure function of
+All state of the pipeline is the number of the step: the global batch of step N is a pure function of
 (config, seed, N). TensorFlow is imported only when data is read (`pipeline`, `tfds_source`); documents, the tokenizer
 and the image code come without it, because inference uses them too.
 """

@@ -38,7 +38,7 @@ class FolderSource:
       learned: columns whose text the model learns to write; all text if empty.
 
     Raises:
-      DataError: a key is wrong, or the table cannot be read as a whole.
+      DataError: a key is wrong, or no line of the table can be read.
       RecordError: from `source[i]`, for a line that is none, a file that is missing or lies elsewhere.
       OSError: from `source[i]`, when the file system still fails after `retries.WAITS`.
     """

@@ -1,6 +1,6 @@
 """The global batch of step N as a pure function of (config, seed, N).
 
-Every step holds the same number of rows of each source, in the same places. The rows of a source are drawn without
+Every step holds the same number of rows of each source, in the same places. The rows of a source are sampled without
 replacement: draw g of a source is row shuffled(g mod R) of its plan of R rows, in the order of epoch g // R. So nothing
 has to be remembered between steps, and any process can compute any row.
 """

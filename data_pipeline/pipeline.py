@@ -117,7 +117,7 @@ def _batches(mixture, first_step, last_step, rows, items):
 def make_tokenizer(config: Any, cache: str | Path) -> Tokenizer:
     """The tokenizer of `config.data.tokenizer`: read from its path, or trained on the text of the training split.
 
-    A trained one is kept in `cache`, under what it was trained on.
+    A trained one is cached in `cache`, under what it was trained on.
     """
     settings, sources, found = config.data.tokenizer, config.data.sources, modalities(config.model)
     if settings.path:

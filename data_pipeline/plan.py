@@ -1,4 +1,4 @@
-"""The row plan: which piece of which document stands in which row of a source, for a whole epoch.
+"""The row plan: which piece of which document stands in which row of a source, for an entire epoch.
 
 Made once for (index, seq_len, items per row) and cached on disk: packing needs no look-ahead at run time, loses
 nothing, and any row is found at once.

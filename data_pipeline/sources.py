@@ -28,7 +28,7 @@ class Source(Protocol):
     It is made of the split and, by name, the keys of the config that its kind has: `TfdsSource(split, name=..., ...)`.
 
     Attributes:
-      fingerprint: changes whenever a document or their order does; indexes and plans are kept under it.
+      fingerprint: changes whenever a document or their order does; indexes and plans are cached under it.
 
     `source[i]` raises `RecordError` for a record that cannot be read; whoever reads skips and counts it.
     """

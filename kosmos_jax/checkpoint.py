@@ -50,7 +50,7 @@ class Manager(ocp.CheckpointManager):
 
 
 def make_manager(workdir, keep_last=None, keep_every=None) -> Manager:
-    """The manager of `workdir`/checkpoints: saves in the background, keeps the last few and every K-th."""
+    """The manager of `workdir`/checkpoints: saves in the background, retains the last few and every K-th."""
     options = ocp.CheckpointManagerOptions(
         max_to_keep=keep_last or None,
         keep_period=keep_every or None,

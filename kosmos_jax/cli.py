@@ -228,7 +228,7 @@ VERBS = {
 
 
 def make_parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
-    """The parser of the whole command, and those of the verbs by name."""
+    """The parser of the command, and those of the verbs by name."""
     parser = argparse.ArgumentParser(prog="kosmos", description="KOSMOS-1 for JAX.", allow_abbrev=False)
     verbs = parser.add_subparsers(title="verbs", dest="verb", metavar="VERB")
     parsers = {}

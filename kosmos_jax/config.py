@@ -28,7 +28,7 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> FrozenConfig
       overrides: "training.steps=500" or "--config.training.steps=500".
 
     Returns:
-      The whole config, which cannot be changed any more: it is hashable, as jax.jit wants static arguments to be.
+      The complete config, which cannot be changed any more: it is hashable, as jax.jit wants static arguments to be.
 
     Raises:
       ConfigError: no such file or key, a value of the wrong type, or values that do not fit each other.

@@ -1,4 +1,4 @@
-"""Compiled programs are kept from one process to the next: the second start of the same thing compiles nothing."""
+"""Compiled programs are cached from one process to the next: the second start of the same thing compiles nothing."""
 
 import hashlib
 import os
@@ -6,12 +6,12 @@ import platform
 from pathlib import Path
 
 VARIABLE = "KOSMOS_CACHE"
-# What takes less to compile is not kept, in seconds.
+# What takes less to compile is not cached, in seconds.
 AT_LEAST = 0.2
 
 
 def keep_programs() -> None:
-    """Lets JAX keep programs in the folder `KOSMOS_CACHE`, by default the user's cache folder; "off" keeps none.
+    """Lets JAX keep programs in the folder `KOSMOS_CACHE`, by default the user's cache folder; "off" caches none.
 
     A cache that the user gave JAX is left as it is.
     """
@@ -25,7 +25,7 @@ def keep_programs() -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:
-        return  # a home that cannot be written: nothing is kept
+        return  # a home that cannot be written: nothing is cached
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", AT_LEAST)
 

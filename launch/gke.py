@@ -162,7 +162,7 @@ def _volumes(job: JobDescription) -> tuple[list, list, dict]:
         job.require(
             scheme in ("gs", "pvc") and name, "mounts", f'{source!r}: on GKE write "gs://BUCKET" or "pvc:CLAIM"'
         )
-        job.require("/" not in name, "mounts", f"{source!r}: mount the whole bucket, and choose the folder in workdir")
+        job.require("/" not in name, "mounts", f"{source!r}: mount the bucket itself, and choose the folder in workdir")
         volume = {"name": f"mount-{number}"}
         if scheme == "gs":
             attributes = {"bucketName": name, "mountOptions": BUCKET_OPTIONS}

@@ -20,7 +20,7 @@ from data_pipeline.documents import Media, RecordError, Text
 from data_pipeline.sources import make_source
 from kosmos_jax.errors import UserError
 
-SEED = 2302  # of the pairs and examples that are drawn
+SEED = 2302  # of the pairs and examples that are sampled
 ANSWER_TOKENS = 8
 UNIGRAM_DOCUMENTS = 2000  # training documents that the unigram model counts, at most
 
@@ -188,7 +188,7 @@ def run_tasks(generator, config, split: str) -> dict[str, Result]:
 
     Args:
       generator: inference.engine.Generator.
-      config: the whole config; `evaluation.examples` bounds the questions, or documents, of each task.
+      config: the complete config; `evaluation.examples` bounds the questions, or documents, of each task.
       split: "train", "validation" or "test".
 
     Raises:

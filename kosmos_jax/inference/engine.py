@@ -44,7 +44,7 @@ class Generator:
         generator = load("out/demo")
         generator.generate([image, "plus", image, "equals"])
 
-    Compiled programs are kept for each bucket of rows, tokens and items (prompts.py), so only the first prompts of a
+    Compiled programs are cached for each bucket of rows, tokens and items (prompts.py), so only the first prompts of a
     new size wait for the compiler.
     """
 

@@ -19,7 +19,7 @@ from kosmos_jax.model import stacks
 class StoredArrays:
     """Path -> array of one Orbax item; nothing is read before `read`.
 
-    Orbax keeps a dictionary of arrays as zarr arrays in one OCDBT database; TensorStore reads any part of them.
+    Orbax stores a dictionary of arrays as zarr arrays in one OCDBT database; TensorStore reads any part of them.
     """
 
     def __init__(self, item: Path):

@@ -196,7 +196,7 @@ def _unpickled(path: Path) -> Mapping[str, Any]:
     torch = needed("torch")
 
     try:
-        # fairseq keeps its arguments beside the weights: names and numbers, no code.
+        # fairseq stores its arguments beside the weights: names and numbers, no code.
         with torch.serialization.safe_globals([argparse.Namespace]):
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
     except pickle.UnpicklingError as error:

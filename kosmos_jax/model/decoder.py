@@ -28,7 +28,7 @@ class Cache(NamedTuple):
     """Keys and values of what was already read.
 
     A layer's arrays stand alone, heads before slots: a step of generation then writes its one slot in place and reads
-    the rest where it lies. Stacked over layers, or slots before heads, each step would first copy the whole cache.
+    the rest where it lies. Stacked over layers, or slots before heads, each step would first copy all of the cache.
 
     Attributes:
       k_BHSK, v_BHSK: for each layer float[B, H, S, K]; keys are rotated already.
@@ -94,7 +94,7 @@ class Decoder(nnx.Module):
         return (q, k, v) if self.config.positions == "sinusoidal" else (*xpos(q, k, positions_BT), v)
 
     def __call__(self, x_BTD, segments_BT, positions_BT, *, key=None, remat="none", unroll=1):
-        """Reads whole rows at once: training, and scoring of given texts.
+        """Reads complete rows at once: training, and scoring of given texts.
 
         Args:
           x_BTD: float[B, T, D], embedded tokens.

@@ -25,7 +25,7 @@ SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", 
 def cluster(environment: Mapping[str, str]) -> str:
     """What started several processes here, by its variables: "Slurm", "Open MPI", "TPU" or "" for nothing.
 
-    JAX looks for the same, but takes a few variables for the whole: a shell inside a Slurm allocation, where srun
+    JAX looks for the same, but takes a few variables for all of them: a shell inside a Slurm allocation, where srun
     started nothing, is one process.
     """
     if int(environment.get("SLURM_NTASKS") or 1) > 1 and any(name in environment for name in SLURM[3:]):

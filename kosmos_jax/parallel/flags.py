@@ -27,7 +27,7 @@ def compiler_options(mesh) -> dict[str, bool | int]:
     if _accepts(device, tuple(wanted.items())):
         return wanted
     known = {name: value for name, value in wanted.items() if _accepts(device, ((name, value),))}
-    log.warning("the compiler does not know %s; going on without", ", ".join(sorted(set(wanted) - set(known))))
+    log.warning("the compiler does not know %s; compiling without", ", ".join(sorted(set(wanted) - set(known))))
     return known
 
 

@@ -24,7 +24,7 @@ def _four(devices: int) -> int:
 def _copies(devices: int) -> int:
     """Copies of the state in a group: in one of more than 64 devices each lies on the largest power of 2 up to 64.
 
-    XLA for TPU (libtpu 0.0.42) sums gradients over a whole slice by all-reduce, and over a part of it by the
+    XLA for TPU (libtpu 0.0.42) sums gradients over an entire slice by all-reduce, and over a part of it by the
     reduce-scatter that is wanted, which sends half as much. On 64 devices a model of 30B has 6 GiB of state each.
     """
     return devices // math.gcd(devices, 64) if devices > 64 else 1
@@ -63,7 +63,7 @@ def preset(name: str, devices: int, groups: int, widths: int = 0) -> dict[str, i
         raise UserError(f"no mesh is called {name!r}{hint}")
     data, fsdp, tensor, context = PRESETS[name](devices, groups)
     kept = math.gcd(fsdp, widths)
-    if kept % groups and data * fsdp // kept % groups:  # whole groups have to lie along one axis
+    if kept % groups and data * fsdp // kept % groups:  # complete groups have to lie along one axis
         kept = math.gcd(fsdp // groups, widths)
     return dict(zip(AXES, (data * fsdp // kept, kept, tensor, context), strict=True))
 

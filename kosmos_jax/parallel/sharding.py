@@ -146,15 +146,15 @@ def assert_sharded(tree, shardings, mesh, tolerance=0.02):
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     sizes = [math.prod(leaf.shape) * leaf.dtype.itemsize for _, leaf in leaves]
     counts = min(MIB, tolerance * sum(sizes))
-    whole = [
+    replicated = [
         (size, f"{jax.tree_util.keystr(path)} {leaf.shape}")
         for (path, leaf), size, sharding in zip(leaves, sizes, jax.tree.leaves(shardings), strict=True)
         if size > counts and sharding.is_fully_replicated
     ]
-    if sum(size for size, _ in whole) > tolerance * sum(sizes):
-        largest = sorted(whole, reverse=True)[:3]
+    if sum(size for size, _ in replicated) > tolerance * sum(sizes):
+        largest = sorted(replicated, reverse=True)[:3]
         named = "; ".join(f"{name} ({100 * size / sum(sizes):.1f}% of all bytes)" for size, name in largest)
-        more = f", and {len(whole) - 3} more" if len(whole) > 3 else ""
+        more = f", and {len(replicated) - 3} more" if len(replicated) > 3 else ""
         raise UserError(
             f"on mesh {dict(mesh.shape)} these arrays would be replicated on every device: {named}{more}. "
             "Choose mesh.fsdp that divides the model's widths (mesh.data takes the rest of the devices), and "

@@ -1,1 +1,1 @@
-"""`kosmos plan`: compile the training step for hardware that is not there, and say what it will need."""
+"""`kosmos plan`: compile the training step for hardware you do not have, and say what it will need."""

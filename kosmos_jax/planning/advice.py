@@ -3,7 +3,7 @@
 from kosmos_jax.parallel.hardware import GIB
 from kosmos_jax.planning.plan import Plan
 
-# Less than this is worth a word: what the plans in docs/plans.md reach for models of 1.6B and more.
+# Less than this triggers advice: what the plans in docs/plans.md reach for models of 1.6B and more.
 GOOD_MFU = 0.6
 
 
@@ -24,9 +24,9 @@ def _state(plan: Plan) -> int:
 def _more_devices(plan: Plan) -> list[str]:
     if _state(plan) <= plan.limit:
         return ["the batches that wait take the rest of the memory: fewer rows, --config.data.batch_rows"]
-    whole = _state(plan) * plan.mesh["fsdp"] * plan.mesh["tensor"]
+    copy = _state(plan) * plan.mesh["fsdp"] * plan.mesh["tensor"]
     lines = [
-        f"one copy of parameters and optimizer is {whole / GIB:.0f} GiB: it takes more than {whole // plan.limit} "
+        f"one copy of parameters and optimizer is {copy / GIB:.0f} GiB: it takes more than {copy // plan.limit} "
         "devices, each with a part of it"
     ]
     return lines + ([f"fewer copies of it than mesh.data={plan.mesh['data']}"] if plan.mesh["data"] > 1 else [])

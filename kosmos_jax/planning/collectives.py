@@ -24,7 +24,7 @@ class Collective:
       group: the first group's devices, by their place in the mesh; empty where the text does not say.
       slow: whether groups reach beyond what the fast network joins (a TPU slice, a host of GPUs).
       domains: how many such places a group reaches.
-      asynchronous: whether other work goes on meanwhile.
+      asynchronous: whether other work runs meanwhile.
       source: JAX's name of the operation.
     """
 

@@ -171,7 +171,7 @@ class Program:
 
 
 def _constant(name: str, computation: dict[str, Instruction]) -> int | None:
-    """The whole number that an instruction is, through copies; None if it is no constant."""
+    """The integer that an instruction is, through copies; None if it is no constant."""
     value = computation.get(name)
     while value is not None and value.opcode in ("copy", "bitcast"):
         value = computation.get(value.operands[0])

@@ -69,6 +69,6 @@ def _roofline(plan: Plan) -> list[str]:
         f"  {name:16}{seconds * 1e3:10,.1f}" + ("  <- binding" if name == times.binding else "")
         for name, seconds in rows.items()
     ]
-    lines.append(f"  {'waiting':16}{times.waiting * 1e3:10,.1f}  of ICI and DCN, with nothing else going on")
+    lines.append(f"  {'waiting':16}{times.waiting * 1e3:10,.1f}  of ICI and DCN, with no other work meanwhile")
     lines.append(f"  {'all':16}{times.seconds * 1e3:10,.1f}  MFU at most {plan.mfu:.1%} (a bound, not a measurement)")
     return lines

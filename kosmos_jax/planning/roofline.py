@@ -18,7 +18,7 @@ class Roofline:
       memory: its reading and writing at the memory's full speed.
       ici: inside a TPU slice or a host of GPUs.
       dcn: between them.
-      waiting: the share of `ici` and `dcn` that is not asynchronous, so that nothing else goes on meanwhile.
+      waiting: the share of `ici` and `dcn` that is not asynchronous, so that no other work runs meanwhile.
     """
 
     compute: float

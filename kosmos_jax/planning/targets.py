@@ -1,4 +1,4 @@
-"""Devices that are not there: what JAX compiles for when a program is only examined."""
+"""Devices you do not have: what JAX compiles for when a program is only examined."""
 
 import logging
 import os

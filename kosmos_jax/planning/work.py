@@ -69,7 +69,7 @@ def _attention_kernel(call: Instruction) -> str:
 
 
 def _attention_flops(call: Instruction, computation: Computation, products: int) -> float:
-    """Queries and keys are the first two arrays of numbers that are not whole: [..., T, K] on TPU, [B, T, H, K] on GPU.
+    """Queries and keys are the first two arrays of floats: [..., T, K] on TPU, [B, T, H, K] on GPU.
 
     A call for one part of a longer row (context sharding) counts the mean over all parts.
     """

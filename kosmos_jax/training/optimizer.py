@@ -48,7 +48,7 @@ def split_frozen(params: Mapping[str, object], frozen_patterns) -> tuple[dict, d
 
     Args:
       params: path -> array.
-      frozen_patterns: regular expressions for whole paths; a path that none matches trains.
+      frozen_patterns: regular expressions for full paths; a path that none matches trains.
 
     Returns:
       (trainable, frozen).

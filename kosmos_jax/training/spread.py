@@ -17,7 +17,7 @@ from kosmos_jax.parallel.distributed import client, said
 log = logging.getLogger(__name__)
 # A window of steps that takes so many times the usual is looked into; the usual is the median of so many windows.
 SLOW, WINDOWS = 1.5, 20
-# Windows whose numbers are kept.
+# Windows whose numbers are remembered.
 KEPT = 4
 
 

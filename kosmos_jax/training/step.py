@@ -56,7 +56,7 @@ def make_train_step(graph, optimizer, config, schedule, source_names, layout: La
     def train_step(state, batch):
         step_key = jax.random.fold_in(jax.random.key(config.seed), state.step)
         keys = jax.random.split(step_key, batch["tokens"].shape[0])
-        # One denominator for the whole global batch: every supervised token counts the same, wherever it lies.
+        # One denominator for the global batch: every supervised token counts the same, wherever it lies.
         targets = jnp.maximum((batch["targets"] >= 0).sum(), 1).astype(jnp.float32)
 
         def microbatch_loss(trainable, microbatch, key):

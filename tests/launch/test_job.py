@@ -122,7 +122,7 @@ def test_a_description_that_does_not_hold_together_says_what_to_write(changes, m
         ("kosmos1_v5p", "gke", dict(workdir="runs/1"), "put it under a mount"),
         ("kosmos1_v5p", "gke", dict(capacity="reserved"), "name the reservation"),
         ("kosmos1_v5p", "gke", dict(mounts={"/runs": "s3://b"}), 'write "gs://BUCKET" or "pvc:CLAIM"'),
-        ("kosmos1_v5p", "gke", dict(mounts={"/runs": "gs://b/folder"}), "mount the whole bucket"),
+        ("kosmos1_v5p", "gke", dict(mounts={"/runs": "gs://b/folder"}), "mount the bucket itself"),
         ("kosmos1_h100", "tpu-vm", {}, "Cloud TPU has TPUs only"),
         ("kosmos1_v5p", "tpu-vm", dict(topology="tpu7x:4x4x4"), "for others use --on gke"),
         ("kosmos1_v5p", "tpu-vm", dict(mounts={"/runs": "pvc:c"}), 'write "gs://BUCKET"'),

@@ -52,7 +52,7 @@ class Clip(nnx.Module):
     """Patches, class token, learned positions, pre-LN blocks; LayerNorm on all tokens, then unit length per token.
 
     The blocks live in two stacks, `trunk` and the last `top_layers` in `top`, because the paper trains only the last:
-    a rule for frozen parameters sees a whole stack or nothing of it.
+    a rule for frozen parameters sees all of a stack or nothing of it.
     """
 
     KEYS = ("patch_size", "width", "layers", "heads", "ffn", "activation", "top_layers")
