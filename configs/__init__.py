@@ -1,1 +1,1 @@
-"""Experiments, one short Python file each: `get_config()` returns a complete config, made from another one by a call."""
+"""Experiments, one short Python file each: `get_config()` returns a complete config, often made from another one."""

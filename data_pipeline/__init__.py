@@ -4,5 +4,5 @@
 
 All state of the pipeline is the number of the step: the global batch of step N is a pure function of
 (config, seed, N). TensorFlow is imported only when data is read (`pipeline`, `tfds_source`); documents, the tokenizer
-and the image code come without it, because inference uses them too.
+and the code of media come without it, because inference uses them too.
 """

@@ -22,7 +22,7 @@ class Media(NamedTuple):
     """An item of another modality, encoded as in its file.
 
     Attributes:
-      kind: the modality's name, such as "image" or "audio".
+      kind: the modality's name, such as "audio".
       data: the file's bytes; `data_pipeline.media` has what decodes them.
     """
 

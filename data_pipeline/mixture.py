@@ -260,7 +260,7 @@ class Layout(NamedTuple):
       rows: of a microbatch.
       counts: rows of each source in a microbatch.
       items: places for items in a microbatch, a multiple of the data shards, by modality.
-      arrays: a `Spec` for each array of a global batch, those of items one level deeper: {"media": {"image": ...}}.
+      arrays: a `Spec` for each array of a global batch, those of items one level deeper: {"media": {name: ...}}.
     """
 
     names: tuple[str, ...]

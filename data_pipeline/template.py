@@ -8,7 +8,7 @@ from data_pipeline.documents import DataError, Media, RecordError, Text
 
 
 class Template:
-    """`"{image}Question: {question} Answer: {answer}"`, for records with those three fields.
+    """`"{scene}Question: {question} Answer: {answer}"`, for records with those three fields.
 
     With `learned=("answer",)` the model learns to write the answer, and the end of the document after it; everything
     else it only reads. So such a template ends with what is learned: after a full stop of its own no end is learned.
@@ -79,6 +79,6 @@ def joined(parts: Sequence[Text | Media]) -> list[Text | Media]:
 
 
 def unknown(name: str, known: Sequence[str]) -> str:
-    """A message: "'capton' is none of caption, image; did you mean caption?"."""
+    """A message: "'capton' is none of caption, label; did you mean caption?"."""
     near = difflib.get_close_matches(name, known, 1)
     return f"{name!r} is none of {', '.join(known)}" + (f"; did you mean {near[0]}?" if near else "")

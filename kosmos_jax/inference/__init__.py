@@ -1,7 +1,7 @@
 """Text from prompts of text and media.
 
     model = load("out/demo")
-    model.generate([image, "The digit is"])
+    model.generate([picture, "The digit is"])
 
 Read in this order: `prompts` (to arrays), `sampling`, `decoding` (the loop on the device), `beam`, `engine`.
 """

@@ -42,7 +42,7 @@ class Generator:
     """A model ready to continue prompts.
 
         generator = load("out/demo")
-        generator.generate([image, "plus", image, "equals"])
+        generator.generate([picture, "plus", sound, "equals"])
 
     Compiled programs are cached for each bucket of rows, tokens and items (prompts.py), so only the first prompts of a
     new size wait for the compiler.

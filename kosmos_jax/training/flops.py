@@ -27,7 +27,7 @@ def step_flops(model, trainable_paths, seq_len: int, tokens: float, items: Mappi
       items: how many real ones, by modality.
 
     Returns:
-      tower -> FLOPs: "image/encoder/trunk", "image/encoder/top", "image/connector", "decoder".
+      tower -> FLOPs: "NAME/encoder/trunk", "NAME/encoder/top", "NAME/connector" of each modality, "decoder".
     """
     result, any_trains = {}, False
 
