@@ -140,7 +140,7 @@ def test_a_wrong_override_names_the_key_and_what_would_be_right(override, messag
         ),
         (
             ["model.perception.image.encoder.top_layers=25"],
-            "model.perception.image.encoder.top_layers is 25; the tower has 24 layers",
+            "model.perception.image.encoder.top_layers is 25; the encoder has 24 layers",
         ),
         (
             ["model.perception.image.connector.heads=5"],

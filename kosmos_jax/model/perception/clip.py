@@ -7,9 +7,10 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
-from kosmos_jax.checks import at_least, heads_problems, nearest_multiples, not_among
+from kosmos_jax.checks import nearest_multiples, not_among
 from kosmos_jax.model.attention import Attention
-from kosmos_jax.model.layers import gelu, layer_flops, layer_norm, linear, quick_gelu, scan_layers, stack, unpinned
+from kosmos_jax.model.layers import gelu, layer_norm, linear, quick_gelu, unpinned
+from kosmos_jax.model.perception.blocks import TwoStacks, size_problems, stack_flops
 
 ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": gelu}
 # Means and deviations of CLIP's training images, per colour channel, on a scale of 0 to 1.
@@ -48,15 +49,10 @@ class ClipLayer(nnx.Module):
         self.fc2 = linear(config.ffn, config.width, rngs, dtype, kernel=normal(depth_std), bias=zeros)
 
 
-class Clip(nnx.Module):
-    """Patches, class token, learned positions, pre-LN blocks; LayerNorm on all tokens, then unit length per token.
-
-    The blocks live in two stacks, `trunk` and the last `top_layers` in `top`, because the paper trains only the last:
-    a rule for frozen parameters sees all of a stack or nothing of it.
-    """
+class Clip(TwoStacks):
+    """Patches, class token, learned positions, pre-LN blocks; LayerNorm on all tokens, then unit length per token."""
 
     KEYS = ("patch_size", "width", "layers", "heads", "ffn", "activation", "top_layers")
-    STACKS = ("trunk", "top")
     SHARDINGS = (
         (r"class_token|positions", "replicated"),
         (r"(ln_pre|ln_post)/(scale|bias)", "replicated"),
@@ -76,9 +72,7 @@ class Clip(nnx.Module):
         pixels = 3 * config.patch_size**2
         self.patch = linear(pixels, config.width, rngs, dtype, kernel=normal(0.02), use_bias=False)
         self.ln_pre = layer_norm(config.width, rngs, dtype)
-        for name, count in (("trunk", config.layers - config.top_layers), ("top", config.top_layers)):
-            layers = stack(lambda rngs: ClipLayer(config, rngs, dtype), count, rngs) if count else None
-            setattr(self, name, layers)
+        self.build_stacks(lambda rngs: ClipLayer(config, rngs, dtype), config, rngs)
         self.ln_post = layer_norm(config.width, rngs, dtype)
 
     @staticmethod
@@ -95,29 +89,19 @@ class Clip(nnx.Module):
     def flops(config, shape) -> dict[str, float]:
         """Forward, for one image, by stack from the pixels upward; see kosmos_jax/training/flops.py."""
         patches = Clip.patches(config, shape)
-        layer = patches * layer_flops(config.width, config.ffn, patches)
-        embed = 2 * (patches - 1) * 3 * config.patch_size**2 * config.width
-        return {
-            "trunk": (config.layers - config.top_layers) * layer + embed,
-            "top": config.top_layers * layer,
-        }
+        return stack_flops(config, patches, 2 * (patches - 1) * 3 * config.patch_size**2 * config.width)
 
     @staticmethod
     def problems(config, shape) -> Iterator[str]:
         """What cannot be, each message beginning with the key below the modality's section."""
-        sizes = {1: ("patch_size", "width", "layers", "heads", "ffn"), 0: ("top_layers",)}
-        if found := list(at_least("encoder", config, sizes)):
-            yield from found
-            return
+        found = list(size_problems(config, "patch_size"))
+        yield from found
         yield from not_among("encoder.activation", config.activation, ACTIVATIONS)
-        yield from heads_problems("encoder", config.heads, config.width)
         if len(shape) != 3 or shape[0] != shape[1] or shape[2] != 3:
             yield f"shape is {shape}; CLIP reads square images of three colours: (224, 224, 3)"
-        elif shape[0] % config.patch_size:
+        elif not found and shape[0] % config.patch_size:
             around = nearest_multiples(shape[0], config.patch_size)
             yield f"shape is {shape}, no multiple of encoder.patch_size {config.patch_size}; try a size of {around}"
-        if config.top_layers > config.layers:
-            yield f"encoder.top_layers is {config.top_layers}; the tower has {config.layers} layers in all"
 
     def __call__(self, images_NHWC, *, remat="none", unroll=1):
         """Reads images.
@@ -137,14 +121,5 @@ class Clip(nnx.Module):
         class_Nd = jnp.broadcast_to(self.class_token[...].astype(x_NPd.dtype), (x_NPd.shape[0], 1, x_NPd.shape[2]))
         x_NPd = jnp.concatenate([class_Nd, x_NPd], axis=1) + self.positions[...].astype(x_NPd.dtype)
         x_NPd = self.constrain(self.ln_pre(x_NPd), "items_npd")
-        activation = ACTIVATIONS[self.config.activation]
-
-        def call(layer, x_NPd, _):
-            x_NPd = x_NPd + layer.attention(layer.norm1(x_NPd))
-            x_NPd = x_NPd + layer.fc2(activation(layer.fc1(layer.norm2(x_NPd))))
-            return self.constrain(x_NPd, "items_npd")
-
-        for stacked in (self.trunk, self.top):
-            if stacked is not None:
-                x_NPd = scan_layers(stacked, x_NPd, remat=remat, unroll=unroll, call=call)
+        x_NPd = self.through_stacks(x_NPd, ACTIVATIONS[self.config.activation], remat, unroll)
         return unit_length(self.ln_post(x_NPd))

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from kosmos_jax.checks import at_least, heads_problems, nearest_multiples
+from kosmos_jax.checks import nearest_multiples
 from kosmos_jax.model.attention import Attention
-from kosmos_jax.model.layers import gelu, layer_flops, layer_norm, linear, scan_layers, stack, unpinned
+from kosmos_jax.model.layers import gelu, layer_norm, linear, unpinned
+from kosmos_jax.model.perception.blocks import TwoStacks, size_problems, stack_flops
 from kosmos_jax.model.perception.log_mel import HOP, RATE, WINDOW, log_mel
 
 STRIDE = 2 * HOP  # samples for each vector
@@ -38,14 +39,13 @@ class WhisperLayer(nnx.Module):
         self.fc2 = linear(config.ffn, config.width, rngs, dtype)
 
 
-class Whisper(nnx.Module):
-    """Log-mel, two convolutions, sinusoids, pre-LN blocks in two stacks as in `Clip`, LayerNorm.
+class Whisper(TwoStacks):
+    """Log-mel, two convolutions, sinusoids, pre-LN blocks, LayerNorm.
 
     Published encoders read 30 s, `shape` (480000,): 1,500 vectors. Shorter clips cost less, with the same weights.
     """
 
     KEYS = ("mel_bins", "width", "layers", "heads", "ffn", "top_layers")
-    STACKS = ("trunk", "top")
     SHARDINGS = (
         (r"conv[12]/kernel", "conv_wdf"),
         (r"conv[12]/bias", "replicated"),
@@ -67,9 +67,7 @@ class Whisper(nnx.Module):
         conv = dict(kernel_size=3, padding=1, dtype=dtype, param_dtype=jnp.float32, rngs=rngs)
         self.conv1 = nnx.Conv(config.mel_bins, config.width, **conv)
         self.conv2 = nnx.Conv(config.width, config.width, strides=2, **conv)
-        for name, count in (("trunk", config.layers - config.top_layers), ("top", config.top_layers)):
-            layers = stack(lambda rngs: WhisperLayer(config, rngs, dtype), count, rngs) if count else None
-            setattr(self, name, layers)
+        self.build_stacks(lambda rngs: WhisperLayer(config, rngs, dtype), config, rngs)
         self.ln_post = layer_norm(config.width, rngs, dtype)
 
     @staticmethod
@@ -87,29 +85,20 @@ class Whisper(nnx.Module):
     def flops(config, shape) -> dict[str, float]:
         """Forward, for one clip, by stack from the samples upward; see kosmos_jax/training/flops.py."""
         vectors = Whisper.patches(config, shape)
-        layer = vectors * layer_flops(config.width, config.ffn, vectors)
         mel = 2 * 2 * vectors * (WINDOW // 2 + 1) * config.mel_bins
         stem = 2 * 3 * vectors * config.width * (2 * config.mel_bins + config.width)
-        return {
-            "trunk": (config.layers - config.top_layers) * layer + mel + stem,
-            "top": config.top_layers * layer,
-        }
+        return stack_flops(config, vectors, mel + stem)
 
     @staticmethod
     def problems(config, shape) -> Iterator[str]:
         """What cannot be, each message beginning with the key below the modality's section."""
-        sizes = {1: ("mel_bins", "width", "layers", "heads", "ffn"), 0: ("top_layers",)}
-        if found := list(at_least("encoder", config, sizes)):
-            yield from found
-            return
-        yield from heads_problems("encoder", config.heads, config.width)
-        if config.width % 2 or config.width < 4:
+        found = list(size_problems(config, "mel_bins"))
+        yield from found
+        if not found and (config.width % 2 or config.width < 4):
             yield f"encoder.width is {config.width}; sinusoidal positions need an even width, at least 4"
         if len(shape) != 1 or shape[0] % STRIDE:
             near = nearest_multiples(shape[0], STRIDE)
             yield f"shape is {shape}; a clip is one row of samples, {STRIDE} for each vector: try {near}"
-        if config.top_layers > config.layers:
-            yield f"encoder.top_layers is {config.top_layers}; the encoder has {config.layers} layers in all"
 
     def __call__(self, samples_NS, *, remat="none", unroll=1):
         """Hears clips.
@@ -127,12 +116,4 @@ class Whisper(nnx.Module):
         x_NPd = gelu(self.conv2(gelu(self.conv1(x_NPd))))
         x_NPd = self.constrain(x_NPd + sinusoids(*x_NPd.shape[1:]).astype(x_NPd.dtype), "items_npd")
 
-        def call(layer, x_NPd, _):
-            x_NPd = x_NPd + layer.attention(layer.norm1(x_NPd))
-            x_NPd = x_NPd + layer.fc2(gelu(layer.fc1(layer.norm2(x_NPd))))
-            return self.constrain(x_NPd, "items_npd")
-
-        for stacked in (self.trunk, self.top):
-            if stacked is not None:
-                x_NPd = scan_layers(stacked, x_NPd, remat=remat, unroll=unroll, call=call)
-        return self.ln_post(x_NPd)
+        return self.ln_post(self.through_stacks(x_NPd, gelu, remat, unroll))
