@@ -28,14 +28,14 @@ def get_config():
     sounds = dict(speed=(0.9, 1.1), gain_db=6.0, shift=0.5, noise=0.003)
     config.data.sources = dict(
         text=dict(kind="pydoc", share=0.125, per_row=dict(image=0, audio=0)),
-        captions=dict(kind="digits", share=0.25, per_row=dict(image=10, audio=0), augment=dict(image=images)),
+        captions=dict(kind="digits", share=0.125, per_row=dict(image=10, audio=0), augment=dict(image=images)),
         spoken=dict(
             kind="spoken_digits", share=0.125, per_row=dict(image=0, audio=10), augment=dict(audio=sounds), **recordings
         ),
         spoken_documents=dict(
             kind="spoken_documents",
-            share=0.5,
-            per_row=dict(image=8, audio=12),
+            share=0.625,
+            per_row=dict(image=12, audio=12),
             augment=dict(image=dict(images), audio=dict(sounds)),
             **recordings,
         ),

@@ -96,7 +96,8 @@ def _build(source: Source, tokenizer: Tokenizer, name: str) -> tuple[dict, dict]
 
 def _items_before(encoded: Encoded, names: list[str]) -> np.ndarray:
     """int32[cuts, K]: how many items of each modality begin before each cut."""
-    of_kind = np.array([[part.kind == name for name in names] for part in encoded.media]).reshape(-1, len(names))
+    of_kind = np.array([[part.kind == name for name in names] for part in encoded.media], bool)
+    of_kind = of_kind.reshape(len(encoded.media), len(names))
     totals = np.concatenate([np.zeros((1, len(names)), np.int32), np.cumsum(of_kind, axis=0, dtype=np.int32)])
     return totals[np.searchsorted(encoded.starts, encoded.cuts)]
 

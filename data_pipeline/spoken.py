@@ -150,8 +150,8 @@ class SpokenDigits:
 class SpokenDocuments:
     """Kind `spoken_documents`: interleaved documents, made from their index alone out of the split's clips and images.
 
-    Three in five are sums of a spoken and a handwritten digit, either first; the others lists of two to four clips, all
-    labelled in one style, so that the first label tells how to read the next: a few-shot prompt.
+    Three in five are sums of a spoken and a handwritten digit, either first; the others lists of two to four clips, or
+    of as many images, all labelled in one style, so that the first label tells how to read the next: a few-shot prompt.
 
     Args:
       split: "train", "validation" or "test".
@@ -178,6 +178,8 @@ class SpokenDocuments:
             parts = sum_prompt(a, b, answer, kinds)
         else:
             style = list(LABELS)[draw.integers(len(LABELS))]
-            chosen = draw.integers(len(clips.files), size=draw.integers(2, 5))
-            parts = list_prompt([(clips.files[j], clips.labels[j]) for j in chosen], style, kind="audio")
+            heard, seen = ("audio", clips.files, clips.labels), ("image", self._images, self._digits)
+            kind, shown, labels = heard if draw.random() < 0.5 else seen
+            chosen = draw.integers(len(shown), size=draw.integers(2, 5))
+            parts = list_prompt([(shown[j], labels[j]) for j in chosen], style, kind=kind)
         return Document(parts, f"spoken_documents/{clips.split}[{i}]")

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from data_pipeline.mixture import Mixture, row_counts, spread
+from data_pipeline.pipeline import batches
+from data_pipeline.tokenizer import Tokenizer
 from tests.data_pipeline.demo_data import demo_config, equal
 
 
@@ -157,3 +159,15 @@ def test_without_isolation_a_row_is_one_segment(tokenizer, cache):
     arrays, _ = Mixture(demo_config(data__isolate_documents=False), tokenizer, "train", cache).batch(0)
     assert set(np.unique(arrays["segment_ids"])) <= {0, 1}
     assert (arrays["positions"] == np.arange(256)).all()
+
+
+def test_a_model_of_text_alone_has_rows_of_text_alone(tokenizer, tmp_path):
+    config = demo_config(data__batch_rows=4)
+    config.model.perception, config.data.sources = {}, {"text": config.data.sources.text}
+    config.data.sources.text.per_row = {}
+    mixture = Mixture(config, Tokenizer(tokenizer.model_bytes), "validation", tmp_path)
+    arrays, stats = mixture.batch(0)
+    assert arrays["media"] == mixture.items == stats["item_fill"] == {}
+    assert (arrays["slots"] == -1).all() and stats["text_fill"] > 0.9
+    ((_, from_tf_data, _),) = batches(mixture, 0, 1)
+    assert equal(from_tf_data, arrays)
