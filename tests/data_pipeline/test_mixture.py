@@ -168,6 +168,6 @@ def test_a_model_of_text_alone_has_rows_of_text_alone(tokenizer, tmp_path):
     mixture = Mixture(config, Tokenizer(tokenizer.model_bytes), "validation", tmp_path)
     arrays, stats = mixture.batch(0)
     assert arrays["media"] == mixture.items == stats["item_fill"] == {}
-    assert (arrays["slots"] == -1).all() and stats["text_fill"] > 0.9
+    assert (arrays["slots"] == -1).all() and stats["text_fill"] > 0.5
     ((_, from_tf_data, _),) = batches(mixture, 0, 1)
     assert equal(from_tf_data, arrays)
