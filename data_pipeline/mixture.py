@@ -305,6 +305,11 @@ def _microbatch_rows(batch_rows: int, microbatches: int, data_shards: int) -> in
 def row_counts(shares: dict[str, float], rows: int, microbatches: int = 1) -> list[int]:
     """Rows of each source in a microbatch of `rows`, by largest remainder.
 
+    Args:
+      shares: of each source, in proportion.
+      rows: of a microbatch.
+      microbatches: for the message alone.
+
     Raises:
       DataError: a positive share gets no row; names the least `data.batch_rows` above that gives every source one.
     """

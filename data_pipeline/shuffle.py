@@ -15,7 +15,13 @@ MASK = 2**64 - 1
 
 
 def shuffled(i: int, size: int, seed: tuple[int, ...]) -> int:
-    """Where the permutation of (size, seed) takes i; both are in [0, size)."""
+    """Where the permutation of (size, seed) takes i; both are in [0, size).
+
+    Args:
+      i: from 0 to size - 1.
+      size: how many are permuted.
+      seed: integers; other ones give another permutation.
+    """
     half = max(1, (size.bit_length() + 1) // 2)
     low = (1 << half) - 1
     keys = _round_keys(seed)

@@ -81,7 +81,12 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | Path, kosmos2_tags: bool = False, modalities: Sequence[Modality] = ()) -> "Tokenizer":
-        """Reads a SentencePiece model file, such as the published `sentencepiece.bpe.model`; see `__init__`."""
+        """Reads a SentencePiece model file, such as the published `sentencepiece.bpe.model`; see `__init__`.
+
+        Args:
+          path: of the file.
+          kosmos2_tags, modalities: see `__init__`.
+        """
         path = Path(path)
         if not path.is_file():
             raise DataError(f"data.tokenizer.path: {path} does not exist; leave it empty to train a tokenizer")
@@ -102,6 +107,11 @@ class Tokenizer:
 
         One thread and a fixed order: the same texts give the same bytes. A line counts at most `REPEATS` times, so that
         captions made from a few templates get pieces of their own but do not crowd out the words of the text.
+
+        Args:
+          texts: their lines are learned from.
+          vocab_size: pieces.
+          kosmos2_tags, modalities: see `__init__`.
         """
         import sentencepiece
 

@@ -50,7 +50,13 @@ class Manager(ocp.CheckpointManager):
 
 
 def make_manager(workdir, keep_last=None, keep_every=None) -> Manager:
-    """The manager of `workdir`/checkpoints: saves in the background, retains the last few and every K-th."""
+    """The manager of `workdir`/checkpoints: saves in the background, retains the last few and every K-th.
+
+    Args:
+      workdir: of the run.
+      keep_last: how many of the newest checkpoints to retain.
+      keep_every: and those of steps that this divides; 0 for none.
+    """
     options = ocp.CheckpointManagerOptions(
         max_to_keep=keep_last or None,
         keep_period=keep_every or None,
@@ -88,6 +94,12 @@ def _weights(config, params) -> ocp.args.StandardSave:
 def save(manager, state, config, tokenizer, data_state: dict) -> None:
     """Starts to save `state` under its step; returns once the arrays are copied to the host.
 
+    Args:
+      manager: see `make_manager`.
+      state: kosmos_jax.training.state.TrainState.
+      config, tokenizer: go into the checkpoint.
+      data_state: what resuming the data needs: next step, seed, fingerprint.
+
     Raises:
       Exception: of many kinds, what went wrong with this save or with the one before it.
     """
@@ -99,7 +111,13 @@ def save(manager, state, config, tokenizer, data_state: dict) -> None:
 
 
 def save_weights(workdir, params, config, tokenizer) -> None:
-    """A checkpoint of weights alone, as step 0: inference, export and `init.checkpoint` take it."""
+    """A checkpoint of weights alone, as step 0: inference, export and `init.checkpoint` take it.
+
+    Args:
+      workdir: a new one.
+      params: path -> array.
+      config, tokenizer: go into the checkpoint.
+    """
     run = _described(config, tokenizer, {"params": params})
     with make_manager(workdir) as manager:
         manager.save(0, args=ocp.args.Composite(params=_weights(config, params), run=ocp.args.JsonSave(run)))
@@ -154,7 +172,13 @@ def read_item(folder: Path, item: str, wanted):
 
 
 def assert_intact(folder: Path, found: dict[str, int], written: dict[str, int]) -> None:
-    """Raises Damaged where a checksum is not the one that was written."""
+    """Raises Damaged where a checksum is not the one that was written.
+
+    Args:
+      folder: of an item, for the message.
+      found: checksums of what was read, by name.
+      written: checksums that stand in the checkpoint.
+    """
     differ = [name for name, number in found.items() if written.get(name) != number]
     if differ:
         raise Damaged(

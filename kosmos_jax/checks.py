@@ -22,7 +22,13 @@ def at_least(section: str, config, keys: Mapping[float, Iterable[str]]) -> Itera
 
 
 def below_one(section: str, config, names: Iterable[str]) -> Iterator[str]:
-    """Messages on probabilities and decay rates of a section that are not: 0 is allowed, 1 is not."""
+    """Messages on probabilities and decay rates of a section that are not: 0 is allowed, 1 is not.
+
+    Args:
+      section: of `config`, for the messages.
+      config: has the keys.
+      names: of the keys.
+    """
     for name in names:
         if not isinstance(config[name], int | float):
             yield f"{section}.{name} is {config[name]!r}; it must be a number"
@@ -31,7 +37,13 @@ def below_one(section: str, config, names: Iterable[str]) -> Iterator[str]:
 
 
 def not_among(key: str, value, choices: Iterable[str]) -> Iterator[str]:
-    """A message when a value is none of the choices, with the nearest of them."""
+    """A message when a value is none of the choices, with the nearest of them.
+
+    Args:
+      key: for the message.
+      value: of the key.
+      choices: what it may be.
+    """
     choices = list(choices)
     if value not in choices:
         nearest = difflib.get_close_matches(str(value), choices, n=1)

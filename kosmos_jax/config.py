@@ -49,6 +49,11 @@ def load_config(path: str | Path, overrides: Iterable[str] = ()) -> FrozenConfig
 def apply_overrides(config: Mapping, overrides: Iterable[str], where: str = "the config") -> FrozenConfigDict:
     """A config with some values replaced; a value is read as the type of the one that it replaces.
 
+    Args:
+      config: any mapping with the keys.
+      overrides: "training.steps=500", with or without "--config.".
+      where: the config's name, for messages.
+
     Raises:
       ConfigError: no such key, or a value of the wrong type.
     """

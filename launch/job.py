@@ -164,7 +164,13 @@ class JobDescription:
         return [f"export {key}={shlex.quote(value)}" for key, value in self.env.items()]
 
     def require(self, fine, key: str, instead: str):
-        """Raises a UserError about one field unless it is fine; `instead` says what to write."""
+        """Raises a UserError about one field unless it is fine; `instead` says what to write.
+
+        Args:
+          fine: whether the value can be used.
+          key: of the job, for the message.
+          instead: what would be right.
+        """
         if not fine:
             raise UserError(f"job {self.name}: {key} is {getattr(self, key)!r}; {instead}")
 

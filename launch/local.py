@@ -65,6 +65,15 @@ def run(
 
     When one fails, the others have `grace` seconds left before they are killed.
 
+    Args:
+      command: the words of one process.
+      here: processes to start on this machine.
+      total: processes of the job.
+      first: number of the first one here.
+      coordinator: host:port where they meet.
+      one_gpu_each: whether each process sees one GPU.
+      grace: seconds between SIGTERM and SIGKILL.
+
     Returns:
       The status of the first to fail (128 + its number if a signal ended it); otherwise 75 if a process ended with it,
       otherwise 0.

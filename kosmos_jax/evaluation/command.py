@@ -33,7 +33,13 @@ def evaluate(args):
 
 
 def write_files(results, restored, split: str) -> list[Path]:
-    """results.json, answers.png and losses.png in the workdir of a checkpoint; returns those it wrote."""
+    """results.json, answers.png and losses.png in the workdir of a checkpoint; returns those it wrote.
+
+    Args:
+      results: name -> tasks.Result.
+      restored: the checkpoint that was evaluated.
+      split: of the data.
+    """
     workdir = workdir_of(restored.directory)
     written = [workdir / "results.json"]
     write_json(results, written[0], checkpoint=str(restored.directory), step=restored.step, split=split)

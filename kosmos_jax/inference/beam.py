@@ -39,7 +39,14 @@ class Beams(NamedTuple):
 
 
 def expand(beams: Beams, logits_BWV, rules: Rules, length_penalty) -> Beams:
-    """Every open hypothesis by every token: those that end compete for `best`, the W most likely others continue."""
+    """Every open hypothesis by every token: those that end compete for `best`, the W most likely others continue.
+
+    Args:
+      beams: the state before.
+      logits_BWV: float32[B, W, V], the scores of the next token of each beam.
+      rules: decoding.Rules.
+      length_penalty: exponent of the length that divides a score.
+    """
     B, W, V = logits_BWV.shape
     step = beams.step
     # Of all tokens, also of those not allowed: a score is what the model gives the text.
@@ -68,7 +75,13 @@ def expand(beams: Beams, logits_BWV, rules: Rules, length_penalty) -> Beams:
 
 
 def attainable(beams: Beams, limit, length_penalty):
-    """float32[B]: a bound on the score of whatever a row's beams may become; sums only fall, lengths only grow."""
+    """float32[B]: a bound on the score of whatever a row's beams may become; sums only fall, lengths only grow.
+
+    Args:
+      beams: the state.
+      limit: tokens at most.
+      length_penalty: see `expand`.
+    """
     most_likely_B = beams.sums_BW[:, 0]
     shortest, longest = (beams.step + 1.0) ** length_penalty, limit.astype(jnp.float32) ** length_penalty
     return jnp.maximum(most_likely_B / shortest, most_likely_B / longest)

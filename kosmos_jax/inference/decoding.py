@@ -82,7 +82,11 @@ def prefill(graph, weights, batch, room: int):
 
 
 def read(graph, weights, batch, room: int = 0):
-    """As `prefill`, with the hidden state of every token, float[B, T, D]."""
+    """As `prefill`, with the hidden state of every token, float[B, T, D].
+
+    Args:
+      graph, weights, batch, room: see `prefill`.
+    """
     model = nnx.merge(graph, weights)
     x_BTD = model.embed(batch.tokens_BT, batch.slots_BT, model.perceive(batch.media), batch.positions_BT)
     B, T = batch.tokens_BT.shape
@@ -115,6 +119,12 @@ def score(graph, weights, batch, targets_BT):
 def extend_by_token(model, tokens_B, positions_B, cache, slot):
     """Reads one more token in every row.
 
+    Args:
+      model: see `for_generation`.
+      tokens_B, positions_B: int32[B], the token of each row and where it stands.
+      cache: what was read before.
+      slot: int32[], where the cache takes the token.
+
     Returns:
       (float32[B, V], the scores of the token after it; Cache).
     """
@@ -125,7 +135,14 @@ def extend_by_token(model, tokens_B, positions_B, cache, slot):
 
 
 def choose(logits_BV, rules: Rules, step, greedy: bool):
-    """int32[B]: the token number `step` of each row."""
+    """int32[B]: the token number `step` of each row.
+
+    Args:
+      logits_BV: float32[B, V].
+      rules: how tokens are chosen.
+      step: int32[], tokens generated before.
+      greedy: whether the most likely one is taken.
+    """
     logits_BV = jnp.where(rules.allowed_V, logits_BV, -jnp.inf)
     if greedy:
         return most_likely(logits_BV)
@@ -137,7 +154,14 @@ def choose(logits_BV, rules: Rules, step, greedy: bool):
 
 
 def begin(logits_BV, cache, lengths_B, rules: Rules, room: int, greedy: bool) -> State:
-    """The state after the first new token. Rows without a prompt (lengths 0) have ended already."""
+    """The state after the first new token. Rows without a prompt (lengths 0) have ended already.
+
+    Args:
+      logits_BV, cache: of `prefill`.
+      lengths_B: int32[B], tokens of the prompts.
+      rules, greedy: see `choose`.
+      room: tokens that fit in the state.
+    """
     tokens_B = jnp.where(lengths_B > 0, choose(logits_BV, rules, 0, greedy), rules.pad)
     tokens_BG = jnp.full((len(tokens_B), room), rules.pad, jnp.int32).at[:, 0].set(tokens_B)
     ended_B = (lengths_B == 0) | (tokens_B == rules.eos)
@@ -145,7 +169,14 @@ def begin(logits_BV, cache, lengths_B, rules: Rules, room: int, greedy: bool) ->
 
 
 def advance(graph, weights, state: State, rules: Rules, limit, greedy: bool) -> State:
-    """Generates until every row has `limit` tokens or has ended."""
+    """Generates until every row has `limit` tokens or has ended.
+
+    Args:
+      graph, weights: the model, see `for_generation`.
+      state: of `begin`, or of the call before.
+      rules, greedy: see `choose`.
+      limit: int32[], tokens in all.
+    """
     model = nnx.merge(graph, weights)
     first_slot = state.cache.segments_BS.shape[1] - state.tokens_BG.shape[1]
 

@@ -39,6 +39,11 @@ def write_tokenizer_config(out: Path, tokenizer: Tokenizer, target: str) -> None
 
     The class is the one that takes tokenizer.json as it is, in every version. The published files name
     XLMRobertaTokenizer: in transformers 5 that class takes the pieces from tokenizer.json and normalises by itself.
+
+    Args:
+      out: the export's folder.
+      tokenizer: ours.
+      target: a key of formats.TARGETS.
     """
     added = tokenizer_json.added_tokens(tokenizer, kosmos2=target == "hf-kosmos2")
     config = dict(
@@ -91,6 +96,11 @@ def write_generation_config(out: Path, tokenizer: Tokenizer, vocab_size: int) ->
     """generation_config.json: as here, no tag is generated but the end and a new line.
 
     transformers' Kosmos-2 does not read it, see the model card.
+
+    Args:
+      out: the export's folder.
+      tokenizer: ours.
+      vocab_size: of the model.
     """
     tags = [*range(tokenizer.unk + 1), *range(tokenizer.mask, vocab_size)]
     config = dict(

@@ -41,7 +41,13 @@ class StoredArrays:
         return self._open[path]
 
     def replaced(self, path: str, shape: tuple[int, ...], chunks: list[int]):
-        """The array made anew with another shape, in pieces of `chunks`; a TensorStore to write to."""
+        """The array made anew with another shape, in pieces of `chunks`; a TensorStore to write to.
+
+        Args:
+          path: of an array that is there.
+          shape: the new one.
+          chunks: of the pieces in which it is stored.
+        """
         import tensorstore
 
         spec = self._array(path).spec().to_json() | {"create": True, "delete_existing": True, "open": False}

@@ -44,6 +44,12 @@ class Agreement(NamedTuple):
 def verify(path, to: str, out: Path, dtype: str) -> list[Agreement]:
     """Compares the checkpoint `path` with the export `out`, whose weights are `dtype`.
 
+    Args:
+      path: of the checkpoint, as `--checkpoint`.
+      to: a key of formats.TARGETS.
+      out: the export's folder.
+      dtype: of its weights.
+
     Raises:
       UserError: PyTorch, or what else the target needs, is not installed.
     """
@@ -117,7 +123,12 @@ def cases(tokenizer) -> list[tuple[str, list[EncodedPrompt]]]:
 
 
 def agreement(case: str, ours: np.ndarray, theirs: np.ndarray) -> Agreement:
-    """How logits float[tokens, V] of two models agree."""
+    """How logits float[tokens, V] of two models agree.
+
+    Args:
+      case: what the batch was.
+      ours, theirs: float[tokens, V].
+    """
     difference = float(np.abs(ours - theirs).max())
     p, q = (_log_softmax(logits.astype(np.float64)) for logits in (ours, theirs))
     return Agreement(

@@ -186,7 +186,13 @@ class Reader:
         return np.stack([np.asarray(read(layer, index[1:]), np.float32) for layer in chosen])
 
     def array(self, path: str, leaf, places: Mapping[str, Place]):
-        """One of our parameters as float32 jax.Array of `leaf`'s shape and sharding; a process reads its own part."""
+        """One of our parameters as float32 jax.Array of `leaf`'s shape and sharding; a process reads its own part.
+
+        Args:
+          path: of the parameter.
+          leaf: jax.ShapeDtypeStruct with a sharding.
+          places: see `check`.
+        """
         return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: self.part(path, places, index))
 
 

@@ -24,6 +24,10 @@ def causal_mask(q_segments_BT, kv_segments_BS, q_positions_BT, kv_positions_BS):
     Positions count within a document, so comparing them is the causal rule for a packed row and for a cache alike.
     Padding looks at padding: its result is never used, and no row of the softmax is empty.
 
+    Args:
+      q_segments_BT, q_positions_BT: int32[B, T], document and position of each query; segment 0 is padding.
+      kv_segments_BS, kv_positions_BS: int32[B, S], of each key.
+
     Returns:
       bool[B, T, S].
     """

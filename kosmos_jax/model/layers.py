@@ -17,7 +17,15 @@ def uniform(bound: float):
 
 
 def linear(fan_in: int, fan_out: int, rngs: nnx.Rngs, dtype, *, kernel=None, bias=None, use_bias=True) -> nnx.Linear:
-    """A linear layer, by default with torch.nn.Linear's U(+-1/sqrt(fan_in)) for kernel and bias."""
+    """A linear layer, by default with torch.nn.Linear's U(+-1/sqrt(fan_in)) for kernel and bias.
+
+    Args:
+      fan_in, fan_out: widths.
+      rngs: of the initial values.
+      dtype: of the arithmetic; parameters are float32.
+      kernel, bias: initializers; None for PyTorch's.
+      use_bias: whether there is one.
+    """
     default = uniform(fan_in**-0.5)
     return nnx.Linear(
         fan_in,
@@ -32,7 +40,13 @@ def linear(fan_in: int, fan_out: int, rngs: nnx.Rngs, dtype, *, kernel=None, bia
 
 
 def layer_norm(width: int, rngs: nnx.Rngs, dtype) -> nnx.LayerNorm:
-    """LayerNorm with PyTorch's epsilon; statistics in float32, the result in `dtype`."""
+    """LayerNorm with PyTorch's epsilon; statistics in float32, the result in `dtype`.
+
+    Args:
+      width: of the last axis.
+      rngs: of the initial values.
+      dtype: of the result.
+    """
     return nnx.LayerNorm(width, epsilon=EPSILON, dtype=dtype, param_dtype=jnp.float32, rngs=rngs)
 
 
@@ -51,6 +65,11 @@ def dropout(x, rate: float, key):
 
     The rate is taken to the nearest 1/256 and the scale goes with it: one 32-bit draw then serves four numbers, and
     drawing is what dropout costs.
+
+    Args:
+      x: any array of floats.
+      rate: probability of a zero.
+      key: or None.
     """
     kept = round(256 * (1.0 - rate))
     if key is None or kept == 256:
@@ -67,7 +86,12 @@ def unpinned(x, name: str):
 
 
 def layer_flops(width: int, ffn: int, seen: float) -> float:
-    """Forward, of one transformer layer for one token that looks at `seen` tokens; a multiply-add counts 2."""
+    """Forward, of one transformer layer for one token that looks at `seen` tokens; a multiply-add counts 2.
+
+    Args:
+      width, ffn: D and F.
+      seen: tokens that it looks at, on average.
+    """
     return 2 * (4 * width**2 + 2 * width * ffn) + 2 * 2 * width * seen
 
 
@@ -77,7 +101,13 @@ def split_key(key, count: int):
 
 
 def stack(make_layer, count: int, rngs: nnx.Rngs) -> nnx.Module:
-    """`count` layers as one module whose every parameter has a leading layer axis L."""
+    """`count` layers as one module whose every parameter has a leading layer axis L.
+
+    Args:
+      make_layer: of rngs.
+      count: L.
+      rngs: split over the layers.
+    """
     return nnx.vmap(make_layer, in_axes=0, out_axes=0)(rngs.split(count))
 
 

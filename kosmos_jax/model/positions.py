@@ -52,7 +52,12 @@ def xpos_tables(positions_BT, head_width: int):
 
 
 def rotate(x_BTHK, cos_BTk, sin_BTk):
-    """Turns each adjacent pair (x_2i, x_2i+1) by its angle, in float32 (the scale spans many orders of magnitude)."""
+    """Turns each adjacent pair (x_2i, x_2i+1) by its angle, in float32 (the scale spans many orders of magnitude).
+
+    Args:
+      x_BTHK: float[B, T, H, K].
+      cos_BTk, sin_BTk: float32[B, T, K/2].
+    """
     even, odd = x_BTHK[..., 0::2].astype(jnp.float32), x_BTHK[..., 1::2].astype(jnp.float32)
     cos, sin = cos_BTk[:, :, None], sin_BTk[:, :, None]
     turned = jnp.stack([even * cos - odd * sin, odd * cos + even * sin], axis=-1)

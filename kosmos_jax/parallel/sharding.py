@@ -67,6 +67,11 @@ MIB = 2**20
 def match_one(path: str, rules, what: str):
     """The value of the one rule whose regular expression matches the entire path.
 
+    Args:
+      path: of a parameter.
+      rules: pairs of a pattern and a value.
+      what: the kind of rule, for the message.
+
     Raises:
       UserError: no rule matches, or several do.
     """
@@ -112,7 +117,13 @@ def parameter_specs(model, shapes: Mapping[str, jax.ShapeDtypeStruct], mesh, sha
 
 
 def fitting(spec, shape, mesh) -> P:
-    """The spec for a shape, without the axes that do not divide its dimension."""
+    """The spec for a shape, without the axes that do not divide its dimension.
+
+    Args:
+      spec: an entry for each leading dimension.
+      shape: of the array.
+      mesh: has the sizes of the axes.
+    """
     spec = (*spec, *(None,) * (len(shape) - len(spec)))
     return P(*(axes if size % ways(axes, mesh) == 0 else None for axes, size in zip(spec, shape, strict=True)))
 
@@ -123,7 +134,14 @@ def ways(axes, mesh) -> int:
 
 
 def like_parameters(tree, shapes, specs: Mapping[str, P], mesh):
-    """Shardings for a tree that holds copies of the parameters (optimizer moments, averages) among other arrays."""
+    """Shardings for a tree that holds copies of the parameters (optimizer moments, averages) among other arrays.
+
+    Args:
+      tree: of arrays or shapes; dictionaries in it have paths of parameters as keys.
+      shapes: path -> shape.
+      specs: path -> PartitionSpec.
+      mesh: for the shardings.
+    """
 
     def sharding(path, leaf):
         names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey) and key.key in specs]
@@ -137,6 +155,12 @@ def assert_sharded(tree, shardings, mesh, tolerance=0.02):
     """Stops when arrays that hold more than `tolerance` of all bytes together would be replicated on every device.
 
     Arrays below a MiB, such as norms and biases, may be replicated, unless one of them alone holds as much.
+
+    Args:
+      tree: of arrays or shapes.
+      shardings: the same tree of shardings.
+      mesh: what they are for.
+      tolerance: share of all bytes.
 
     Raises:
       UserError: naming the largest of the arrays; only where the mesh splits parameters at all.

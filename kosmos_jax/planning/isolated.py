@@ -14,6 +14,9 @@ from kosmos_jax.parallel.topology import Topology, parse
 def isolated_plan(config, topology: Topology, mesh_name: str | None = None, **changes):
     """`make_plan` of a `prepared` config.
 
+    Args:
+      config, topology, mesh_name, **changes: see `plan.prepared`.
+
     Raises:
       UserError: as `make_plan`; or the compiler crashed.
     """

@@ -17,7 +17,13 @@ def shard_bytes(tree, shardings) -> int:
 
 
 def argument_bytes(step, batch, batch_shardings) -> dict[str, int]:
-    """The step's arguments on one device, as their shapes and shardings have them; padding comes on top."""
+    """The step's arguments on one device, as their shapes and shardings have them; padding comes on top.
+
+    Args:
+      step: training.compile.Step.
+      batch: of jax.ShapeDtypeStruct.
+      batch_shardings: the same tree of shardings.
+    """
     state, shardings = step.abstract, step.shardings
     kinds = ("parameters", "optimizer", "average")
     sizes = {kind: shard_bytes(getattr(state, kind), getattr(shardings, kind)) for kind in kinds}

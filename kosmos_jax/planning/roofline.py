@@ -66,6 +66,11 @@ def collective_seconds(one: Collective, topology: Topology, devices) -> tuple[fl
     On the fast one, what a device receives comes over all links that lead into its group: each direction of the torus
     that the group extends in gives one link, two where the direction is closed. On the slow one all devices of a host
     share its network: of what each receives, the part from elsewhere comes through it.
+
+    Args:
+      one: a collective of the program.
+      topology: the hardware.
+      devices: of the mesh, in its order.
     """
     chip, outside = topology.chip, 0.0
     inside = one.bytes
@@ -100,5 +105,11 @@ def _links(one: Collective, topology: Topology, devices) -> int:
 
 
 def mfu(model_flops: float, seconds: float, topology: Topology) -> float:
-    """Share of the hardware's best that model FLOPs are, at this duration of a step."""
+    """Share of the hardware's best that model FLOPs are, at this duration of a step.
+
+    Args:
+      model_flops: of a step, all devices together.
+      seconds: of a step.
+      topology: the hardware.
+    """
     return model_flops / (seconds * topology.all_chips * topology.chip.peak_bf16) if seconds else math.nan

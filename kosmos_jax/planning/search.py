@@ -84,6 +84,11 @@ def climb(config, topology: Topology, wanted: Climb) -> list[Plan]:
     They make a step fit. Where it fits they gather the weights more often and only help while reading memory is what
     takes longest, because smaller activations stay on a TPU's chip.
 
+    Args:
+      config: as loaded.
+      topology: the hardware.
+      wanted: mesh, remat and microbatches.
+
     Raises:
       UserError: none of them could be compiled.
     """

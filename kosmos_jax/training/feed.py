@@ -30,7 +30,13 @@ def batch_shardings(model, mesh, shardings=None) -> dict:
 
 
 def local_range(sharding, shape, axis: int) -> slice:
-    """The part of `axis` that this process's devices hold, as one slice."""
+    """The part of `axis` that this process's devices hold, as one slice.
+
+    Args:
+      sharding: of the array.
+      shape: the global one.
+      axis: which one.
+    """
     parts = [index[axis].indices(shape[axis]) for index in sharding.addressable_devices_indices_map(shape).values()]
     return slice(min(start for start, _, _ in parts), max(stop for _, stop, _ in parts))
 

@@ -55,7 +55,15 @@ def parameter_counts(trainable, frozen) -> dict[str, int]:
 
 
 def write_run_files(workdir, config, tokenizer, abstract_state, mixture, mesh) -> None:
-    """config.json, tokenizer.model and run.json (versions, commit, devices, mesh, parameters, data) in `workdir`."""
+    """config.json, tokenizer.model and run.json (versions, commit, devices, mesh, parameters, data) in `workdir`.
+
+    Args:
+      workdir: of the run.
+      config, tokenizer: as they are used.
+      abstract_state: TrainState of shapes.
+      mixture: the training data.
+      mesh: of the run.
+    """
     if jax.process_index() != 0:
         return
     workdir = Path(workdir)

@@ -40,6 +40,9 @@ class Saver:
     def save(self, state, config, tokenizer, data_state: dict) -> None:
         """Starts to write the state, once the checkpoint before it is complete or has failed.
 
+        Args:
+          state, config, tokenizer, data_state: see `checkpoint.save`.
+
         Raises:
           PassingError: too many failed in a row.
         """

@@ -78,6 +78,11 @@ def _lock(file, workdir: Path) -> None:
 def open_data(config, cache, mesh):
     """Tokenizer, training mixture and held-out mixture.
 
+    Args:
+      config: the complete config.
+      cache: folder of indexes and row plans.
+      mesh: of the run.
+
     Raises:
       UserError: the model's vocabulary is not the tokenizer's, or data cannot be used.
     """
@@ -92,6 +97,10 @@ def open_data(config, cache, mesh):
 
 def given_parameters(config, abstract, shardings) -> dict[str, jax.Array]:
     """What `config.init` names, on the mesh: each process reads only what it holds.
+
+    Args:
+      config: the complete config.
+      abstract, shardings: TrainState of shapes and of shardings.
 
     Raises:
       UserError: it cannot be read or is of another model.
@@ -118,7 +127,15 @@ def given_parameters(config, abstract, shardings) -> dict[str, jax.Array]:
 
 
 def start_or_resume(config, workdir, manager, made: Step, fingerprint: str):
-    """The newest checkpoint's state, or a fresh one where there is no checkpoint; what changed is said."""
+    """The newest checkpoint's state, or a fresh one where there is no checkpoint; what changed is said.
+
+    Args:
+      config: the complete config.
+      workdir: of the run.
+      manager: of its checkpoints.
+      made: the compiled step's parts.
+      fingerprint: of the data.
+    """
     resumed = resume(workdir, manager, made.abstract, made.shardings, config.training.wait_seconds)
     if not resumed:
         make = jax.jit(partial(initial_state, config, made.optimizer), out_shardings=made.shardings)

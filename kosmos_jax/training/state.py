@@ -43,7 +43,13 @@ class TrainState:
 
 
 def initial_state(config, optimizer, key) -> TrainState:
-    """A fresh model and optimizer; a pure function of the config and the key."""
+    """A fresh model and optimizer; a pure function of the config and the key.
+
+    Args:
+      config: the complete config.
+      optimizer: optax's.
+      key: of the initial values.
+    """
     params = parameters(Kosmos(config.model, nnx.Rngs(key)))
     trainable, frozen = split_frozen(params, config.training.frozen)
     zero = jnp.zeros((), jnp.int32)
@@ -72,6 +78,11 @@ def replace_parameters(state: TrainState, given: dict[str, jax.Array]) -> TrainS
 
 def state_shardings(config, optimizer, mesh):
     """The state's shapes and shardings; nothing is allocated.
+
+    Args:
+      config: the complete config.
+      optimizer: optax's.
+      mesh: what the state is spread over.
 
     Returns:
       (nnx.GraphDef with activations pinned to the mesh and attention for its devices, TrainState of ShapeDtypeStruct,

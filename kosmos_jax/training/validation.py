@@ -34,7 +34,14 @@ def validation_losses(params, config, mixture, mesh, loss_of_batch, stop) -> dic
 
 
 def make_loss_of_batch(graph, config, sources: int, mesh):
-    """jit of (params, batch) -> float32[sources, 2], without dropout: the held-out twin of the training loss."""
+    """jit of (params, batch) -> float32[sources, 2], without dropout: the held-out twin of the training loss.
+
+    Args:
+      graph: the model's structure.
+      config: the complete config.
+      sources: how many.
+      mesh: of the run.
+    """
 
     layout = layout_on(mesh)
 

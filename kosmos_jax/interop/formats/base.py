@@ -85,6 +85,11 @@ class Fields(NamedTuple):
     def read(self, section: Any, where: str, required: bool = False) -> dict[str, Any]:
         """Our key -> value, of the fields that are taken; none of them may be missing if they are `required`.
 
+        Args:
+          section: of their config.
+          where: file and key, for messages.
+          required: whether each field that is taken must be there.
+
         Raises:
           UserError: names every field that is unknown, missing, of another type or of a value that is not implemented.
         """
@@ -146,7 +151,14 @@ def config_of(path: Path, *keys: str) -> Any:
 
 
 def read_config(path: Path, table: Fields, *keys: str, required: bool = False) -> dict[str, Any]:
-    """A section of the config.json beside weights, by a table of its fields; see `Fields.read`."""
+    """A section of the config.json beside weights, by a table of its fields; see `Fields.read`.
+
+    Args:
+      path: of the weights.
+      table: the fields of the section.
+      *keys: of the section in the config.json.
+      required: see `Fields.read`.
+    """
     where = f"{beside(path, CONFIG)}: {'.'.join(keys)}".removesuffix(": ")
     return table.read(config_of(path, *keys), where, required)
 

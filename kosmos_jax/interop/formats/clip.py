@@ -77,7 +77,11 @@ def from_convolution(weight: np.ndarray) -> np.ndarray:
 
 
 def vision_fields(width: int, layers: int, heads: int, ffn: int, patch: int) -> Fields:
-    """The fields of transformers' vision config, with defaults of these sizes."""
+    """The fields of transformers' vision config, with defaults of these sizes.
+
+    Args:
+      width, layers, heads, ffn, patch: the defaults.
+    """
     return Fields(
         taken=dict(
             image_size=("image_size", 224),
