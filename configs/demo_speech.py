@@ -16,7 +16,7 @@ def get_config():
     config.model.text.vocab_size += 2  # <audio> and </audio>
     config.model.perception.audio = dict(
         tokens=4,
-        shape=(RATE,),  # a second
+        shape=(RATE * 4 // 5,),
         dtype="int16",
         encoder=dict(kind="whisper", mel_bins=40, width=64, layers=3, heads=4, ffn=256, top_layers=1),
         connector=dict(kind="perceiver", heads=4, layers=1, dropout=0.0),
@@ -40,5 +40,6 @@ def get_config():
             **recordings,
         ),
     )
+    config.training.steps = 1500
     config.evaluation.update(tasks=("caption", "spoken", "spoken_sum", "spoken_few_shot", "perplexity"), examples=300)
     return config
