@@ -277,7 +277,7 @@ def reading(directory: Path):
         yield
     except OSError as error:
         raise from_os(f"{directory} cannot be read", error) from error
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, AttributeError) as error:  # the last: a config of an earlier version
         raise UserError(f"{directory} cannot be read as a checkpoint: {first_line(error)}") from error
 
 

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from data_pipeline.documents import Document, Media, Text
+from data_pipeline.documents import Document, Text
 from kosmos_jax.errors import UserError
 from kosmos_jax.inference import beam, decoding
-from kosmos_jax.inference.prompts import EncodedPrompt, Item, Prompt, bucket, collate, encode_prompt
+from kosmos_jax.inference.prompts import EncodedPrompt, Prompt, bucket, collate, encode_prompt, is_item
 from kosmos_jax.model import abstract_model, with_parameters
 from kosmos_jax.model.positions import most_positions
 
@@ -248,9 +248,9 @@ class Generator:
 
 
 def _is_one_prompt(prompts) -> bool:
-    if isinstance(prompts, Text | Media | Item) or not isinstance(prompts, list | tuple):
+    if isinstance(prompts, str | Text) or is_item(prompts):
         return True
-    return any(isinstance(part, Media | Item) or not isinstance(part, str | list | tuple) for part in prompts)
+    return any(map(is_item, prompts))
 
 
 def _check_options(max_new_tokens, temperature, top_k, top_p, beams, length_penalty, seed):

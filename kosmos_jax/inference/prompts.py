@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from numbers import Number
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +25,15 @@ class Item(NamedTuple):
 # PIL image, uint8[H, W] or uint8[H, W, 3] for an image; (samples, rate) for sound.
 Part = Any
 Prompt = Part | Sequence[Part]
+
+
+def is_item(part: Part) -> bool:
+    """Whether a part, or what may be a list of parts, is one item of media."""
+    if isinstance(part, Media | Item):
+        return True
+    if isinstance(part, tuple) and not isinstance(part, Text):
+        return any(isinstance(value, Number) for value in part)  # samples and their rate
+    return not isinstance(part, str | list | Text)
 
 
 def parse_prompt(text: str) -> list[str | Item]:
@@ -110,7 +120,7 @@ def encode_prompt(prompt: Prompt, tokenizer) -> EncodedPrompt:
     Raises:
       UserError: see `open_item`; or a text is no Unicode.
     """
-    is_list = isinstance(prompt, list | tuple) and not isinstance(prompt, Text | Media | Item)
+    is_list = isinstance(prompt, list | tuple) and not isinstance(prompt, Text) and not is_item(prompt)
     known = {modality.name: modality for modality in tokenizer.modalities}
     parts, media = [], {}
     for part in prompt if is_list else [prompt]:

@@ -1,15 +1,30 @@
 import io
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipeline.documents import Media
+from data_pipeline.documents import Media, Text
 from data_pipeline.media.image import decode
+from data_pipeline.tokenizer import Tokenizer
+from data_pipeline.wav import wav
 from kosmos_jax.errors import UserError
-from kosmos_jax.inference.prompts import Item, bucket, collate, encode_prompt, open_item, parse_prompt, power_of_two
+from kosmos_jax.inference.engine import _is_one_prompt
+from kosmos_jax.inference.prompts import (
+    Item,
+    bucket,
+    collate,
+    encode_prompt,
+    is_item,
+    open_item,
+    parse_prompt,
+    power_of_two,
+)
+from kosmos_jax.modality import Modality
 from tests.data_pipeline.demo_data import image
+from tests.inference.conftest import TEXTS
 
 IMAGE = [image(tokens=4, size=16)]
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 10, 3), np.uint8)
@@ -137,3 +152,27 @@ def test_buckets_hold_and_waste_a_fifth_at_most():
         assert bucket(n) >= n and power_of_two(n) >= n and power_of_two(n) < 2 * n
         assert bucket(n) == 16 or bucket(n) < n * 1.25 + 16
     assert len({bucket(n) for n in range(1, 2049)}) < 30
+
+
+def test_sound_and_images_in_one_prompt_have_slots_one_modality_after_the_other():
+    both = [image(tokens=2, size=16), Modality("audio", 3, (320,), "int16")]
+    tokenizer = Tokenizer.train(TEXTS, 44, modalities=both)
+    sound, clip = (np.zeros(400, np.float32), 16_000), Media("audio", wav(np.ones(400, np.int16), 16_000))
+    rows = [encode_prompt(prompt, tokenizer) for prompt in ([sound, "plus", PIXELS], sound, [clip, sound])]
+    batch = collate(rows, tokenizer.pad, both)
+    assert batch.media["image"].shape == (1, 16, 16, 3) and batch.media["audio"].shape == (4, 320)
+    slots = [row[row >= 0].tolist() for row in batch.slots_BT]
+    assert slots == [[2, 3, 4, 0, 1], [5, 6, 7], [8, 9, 10, 11, 12, 13], []]
+    assert (batch.media["audio"][2] != 0).any() and not batch.media["audio"][[0, 1, 3]].any()
+
+
+def test_samples_and_their_rate_are_one_item_and_a_list_of_texts_is_none():
+    sound = (np.zeros(400, np.float32), 16_000)
+    assert all(map(is_item, (sound, PIXELS, b"", Path("x.png"), Media("audio", b""))))
+    assert not any(map(is_item, ("text", Text("text"), ["a", "b"], [sound, "a"], ("a", PIXELS))))
+    assert _is_one_prompt(sound) and _is_one_prompt([sound, "is"]) and not _is_one_prompt([[sound, "is"], "b"])
+
+
+def test_media_that_the_model_does_not_have_are_told():
+    with pytest.raises(UserError, match="the prompt has audio; this model reads text, image"):
+        open_item(Media("audio", b""), IMAGE)
