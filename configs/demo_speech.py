@@ -35,7 +35,7 @@ def get_config():
         spoken_documents=dict(
             kind="spoken_documents",
             share=0.625,
-            per_row=dict(image=12, audio=12),
+            per_row=dict(image=8, audio=8),
             augment=dict(image=dict(images), audio=dict(sounds)),
             **recordings,
         ),
