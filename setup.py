@@ -38,6 +38,7 @@ setup(
         "sentencepiece>=0.2,<0.3",
         "ml_collections>=1.1,<2",
         "einops>=0.8,<0.9",
+        "etils[epath]>=1.9,<2",
         "numpy>=2,<3",
         "pillow>=11.3",
         "tqdm>=4.66,<5",
