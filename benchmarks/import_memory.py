@@ -21,7 +21,7 @@ from sentencepiece import sentencepiece_model_pb2
 
 from configs import kosmos2
 from kosmos_jax.config import apply_overrides
-from kosmos_jax.interop.formats import TARGETS
+from kosmos_jax.interop.formats import EXPORTS
 from kosmos_jax.interop.tensors import write_tensors
 from kosmos_jax.interop.weights import tensors_of
 
@@ -30,7 +30,7 @@ GIB = 2**30
 
 def write_source(folder: Path) -> int:
     """A folder as transformers has it: random float32 weights, config.json, a tokenizer; returns the parameters."""
-    model, target = apply_overrides(kosmos2.get_config(), []).model, TARGETS["hf-kosmos2"]
+    model, target = apply_overrides(kosmos2.get_config(), []).model, EXPORTS["hf-kosmos2"]
     draw = np.random.default_rng(0)
 
     shapes, _ = tensors_of(None, model, target)

@@ -18,7 +18,7 @@ import numpy as np
 from data_pipeline.documents import DataError, RecordError, RowError
 from data_pipeline.index import load_index
 from data_pipeline.media import DRAWS, host
-from data_pipeline.plan import Plan, load_plan
+from data_pipeline.plan import RowPlan, load_plan
 from data_pipeline.rows import Piece, assemble
 from data_pipeline.shuffle import philox, shuffled
 from data_pipeline.sources import Source, make_source
@@ -36,7 +36,7 @@ class _Member:
     """
 
     source: Source
-    plan: Plan
+    plan: RowPlan
     rows: int
     per_row: dict[str, int]
     augment: dict[str, dict[str, Any]]

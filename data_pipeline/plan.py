@@ -16,7 +16,7 @@ from data_pipeline.packing import ROWS_AN_ITEM, Packer
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class RowPlan:
     """Rows of one source.
 
     Attributes:
@@ -42,7 +42,7 @@ class Plan:
         return [tuple(piece) for piece in self.pieces[self.first[r] : self.first[r + 1]].tolist()]
 
 
-def load_plan(index: Index, seq_len: int, per_row: Sequence[int], cache: Path) -> Plan:
+def load_plan(index: Index, seq_len: int, per_row: Sequence[int], cache: Path) -> RowPlan:
     """The row plan of an index, from `cache` if it is there.
 
     Args:
@@ -55,7 +55,7 @@ def load_plan(index: Index, seq_len: int, per_row: Sequence[int], cache: Path) -
     arrays, metadata = stored(
         cache / f"plan-{index.key}-{seq_len}-{limits}-{ROWS_AN_ITEM}", lambda: _build(index, seq_len, per_row)
     )
-    return Plan(**arrays, **metadata)
+    return RowPlan(**arrays, **metadata)
 
 
 def _build(index: Index, seq_len: int, per_row: Sequence[int]) -> tuple[dict, dict]:

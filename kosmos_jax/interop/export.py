@@ -15,7 +15,7 @@ from tqdm import tqdm
 from kosmos_jax import checkpoint
 from kosmos_jax.errors import UserError
 from kosmos_jax.interop import processor
-from kosmos_jax.interop.formats import TARGETS
+from kosmos_jax.interop.formats import EXPORTS
 from kosmos_jax.interop.stored import StoredModel
 from kosmos_jax.interop.tensors import write_tensors
 from kosmos_jax.interop.weights import tensors_of
@@ -35,7 +35,7 @@ def export(path, to: str, out, dtype: str = "float32", max_shard_bytes: int = 5 
 
     Args:
       path: a workdir, its checkpoints/, or one step's folder.
-      to: a key of TARGETS.
+      to: a key of EXPORTS.
       out: a folder that does not exist or is empty.
       dtype: "float32", "bfloat16" or "float16", of the weights.
       max_shard_bytes: of one file of weights.
@@ -44,17 +44,17 @@ def export(path, to: str, out, dtype: str = "float32", max_shard_bytes: int = 5 
       What the checkpoint says of itself.
 
     Raises:
-      UserError: no checkpoint or a damaged one, a model that the target cannot hold, values that the dtype cannot
+      UserError: no checkpoint or a damaged one, a model that the format cannot hold, values that the dtype cannot
         hold, or a folder in the way.
     """
-    target = TARGETS[to]
+    form = EXPORTS[to]
     record = checkpoint.read_record(path)
-    refusal = target.refusal(record.config.model)
+    refusal = form.refusal(record.config.model)
     if refusal:
         raise UserError(f"--to {to} cannot hold this model: {refusal}")
-    shapes, read = tensors_of(StoredModel(record.directory), record.config.model, target)
+    shapes, read = tensors_of(StoredModel(record.directory), record.config.model, form)
     with complete_or_absent(Path(out)) as folder:
-        (folder / "config.json").write_text(json.dumps(target.config(record.config.model, dtype), indent=2) + "\n")
+        (folder / "config.json").write_text(json.dumps(form.config(record.config.model, dtype), indent=2) + "\n")
         for file in CODE.get(to, ()):
             shutil.copyfile(TORCH_FILES / file, folder / file)
         processor.write_files(folder, record, to)

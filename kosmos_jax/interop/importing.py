@@ -64,7 +64,7 @@ def import_weights(kind: str, path, out, *, config=None, tokenizer=None, vocab_s
     """Writes foreign weights as a checkpoint, step 0, into the new workdir `out`.
 
     Args:
-      kind: a key of `formats.SOURCES`.
+      kind: a key of `formats.IMPORTS`.
       path: the file or folder.
       out: a folder that does not exist or is empty.
       config: a config whose other sections the result takes; its model's sizes become the file's. Default:

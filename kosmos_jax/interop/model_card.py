@@ -17,7 +17,7 @@ def text(record, target: str) -> str:
 
     Args:
       record: has `config`, `tokenizer` and `step`, as checkpoint.Record and checkpoint.Restored do.
-      target: a key of formats.TARGETS.
+      target: the format, a key of formats.EXPORTS.
     """
     config, model = record.config, record.config.model
     shapes = {path: leaf.shape for path, leaf in abstract_model(model)[1].items()}

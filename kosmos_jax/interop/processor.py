@@ -20,7 +20,7 @@ def write_files(out: Path, record, target: str) -> None:
 
     Args:
       record: has `config`, `tokenizer` and `step`, as checkpoint.Record and checkpoint.Restored do.
-      target: a key of formats.TARGETS.
+      target: the format, a key of formats.EXPORTS.
 
     Raises:
       UserError: a package is missing, or the tokenizer is of a kind that cannot be written; see tokenizer_json.build.
@@ -43,7 +43,7 @@ def write_tokenizer_config(out: Path, tokenizer: Tokenizer, target: str) -> None
     Args:
       out: the export's folder.
       tokenizer: ours.
-      target: a key of formats.TARGETS.
+      target: the format, a key of formats.EXPORTS.
     """
     added = tokenizer_json.added_tokens(tokenizer, kosmos2=target == "hf-kosmos2")
     config = dict(

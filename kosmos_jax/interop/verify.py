@@ -46,7 +46,7 @@ def verify(path, to: str, out: Path, dtype: str) -> list[Agreement]:
 
     Args:
       path: of the checkpoint, as `--checkpoint`.
-      to: a key of formats.TARGETS.
+      to: a key of formats.EXPORTS.
       out: the export's folder.
       dtype: of its weights.
 

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from kosmos_jax.errors import UserError
-from kosmos_jax.interop.formats import SOURCES, Target
+from kosmos_jax.interop.formats import IMPORTS, ExportFormat
 from kosmos_jax.interop.formats.clip import PATCH, check_pixels, convolution_shape, from_convolution, to_convolution
 from kosmos_jax.interop.tensors import FLOATS, Tensor, open_weights
 from kosmos_jax.model import abstract_model
@@ -70,8 +70,8 @@ def torch_names(shapes: Mapping) -> dict[str, Place]:
     return places
 
 
-def tensors_of(stored, model, target: Target) -> tuple[dict[str, tuple[int, ...]], Callable[[str], np.ndarray]]:
-    """The tensors of a target's file.
+def tensors_of(stored, model, form: ExportFormat) -> tuple[dict[str, tuple[int, ...]], Callable[[str], np.ndarray]]:
+    """The tensors of a file of that format.
 
     Args:
       stored: has `read(path, layer)`, see StoredModel.
@@ -81,8 +81,8 @@ def tensors_of(stored, model, target: Target) -> tuple[dict[str, tuple[int, ...]
       (name -> shape, name -> contiguous array): as `write_tensors` takes them.
     """
     places = torch_names(abstract_model(model)[1])
-    convolution = PATCH if target.convolution else ""
-    ours = {target.rename(name): name for name in places}  # by the name in the file
+    convolution = PATCH if form.convolution else ""
+    ours = {form.rename(name): name for name in places}  # by the name in the file
 
     def shape(name: str) -> tuple[int, ...]:
         return convolution_shape(places[name].shape) if name == convolution else places[name].shape
@@ -105,7 +105,7 @@ class Reader:
           UserError: unreadable, or not of this kind.
         """
         self.path = Path(path)
-        self.source = SOURCES[kind](self.path, open_weights(self.path))
+        self.source = IMPORTS[kind](self.path, open_weights(self.path))
         self.tensors, self.sections = self.source.tensors, self.source.sections
         check_pixels(self.path)
 

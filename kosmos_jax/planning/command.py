@@ -13,10 +13,10 @@ def plan(args) -> int:
     """Prints what a run would need; status 0 if it fits the hardware, 1 if not."""
     config, topology = load_config(args.config, args.overrides), parse(args.topology, args.slices)
     # After the arguments were read: a mistyped one should not have to wait for JAX.
+    from kosmos_jax.planning.devices import examine_only
     from kosmos_jax.planning.isolated import isolated_plan
     from kosmos_jax.planning.report import report
     from kosmos_jax.planning.search import fit, plan_by_rule
-    from kosmos_jax.planning.targets import examine_only
 
     examine_only()
     by_rule = args.mesh == "auto"

@@ -55,7 +55,7 @@ def _answer(sender, make, *question) -> None:
 
 
 def _plan(config_json: str, topology: str, slices: int, mesh_name: str | None, changes: dict):
-    from kosmos_jax.planning.targets import examine_only
+    from kosmos_jax.planning.devices import examine_only
 
     examine_only()
     from kosmos_jax.planning.plan import make_plan, prepared

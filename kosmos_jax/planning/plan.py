@@ -15,8 +15,8 @@ from kosmos_jax.parallel.mesh import make_mesh, preset
 from kosmos_jax.parallel.topology import Topology
 from kosmos_jax.planning import hlo, memory, work
 from kosmos_jax.planning.collectives import Collective, collectives
+from kosmos_jax.planning.devices import make_devices
 from kosmos_jax.planning.roofline import Roofline, mfu, roofline
-from kosmos_jax.planning.targets import make_devices
 from kosmos_jax.training.compile import batch_shapes, make_step
 from kosmos_jax.training.feed import batch_shardings
 from kosmos_jax.training.flops import step_flops

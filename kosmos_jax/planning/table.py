@@ -145,8 +145,8 @@ def config_for(size: str, topology: Topology):
 
 def _cell(size: str, topology: Topology) -> dict:
     from kosmos_jax.planning.advice import advice
+    from kosmos_jax.planning.devices import examine_only
     from kosmos_jax.planning.search import plan_by_rule
-    from kosmos_jax.planning.targets import examine_only
 
     examine_only()
     try:

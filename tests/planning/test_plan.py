@@ -23,7 +23,7 @@ from kosmos_jax.parallel.attention import attention_for
 from kosmos_jax.parallel.mesh import make_mesh, row_shards
 from kosmos_jax.parallel.sharding import parameter_specs
 from kosmos_jax.parallel.topology import parse
-from kosmos_jax.planning import advice, command, hlo, isolated, memory, search, table, targets, work
+from kosmos_jax.planning import advice, command, devices, hlo, isolated, memory, search, table, work
 from kosmos_jax.planning.plan import WITHOUT_DEVICE, Plan, make_plan, mesh_sizes, prepared
 from kosmos_jax.planning.report import report
 from kosmos_jax.planning.roofline import Roofline
@@ -93,7 +93,7 @@ def test_other_failures_of_the_compiler_are_not_taken_for_a_lack_of_memory():
 
 @pytest.mark.parametrize("topology, package", [("v5e:2x2", "libtpu"), ("h100:1x8", "jax-cuda13-plugin")])
 def test_a_missing_compiler_is_named_with_what_to_install(config, topology, package, monkeypatch):
-    monkeypatch.setattr(targets, "_installed", lambda package: False)
+    monkeypatch.setattr(devices, "_installed", lambda package: False)
     with pytest.raises(UserError, match=f"{package}.*pip install"):
         make_plan(config, parse(topology))
 
@@ -270,7 +270,7 @@ def test_costs_are_those_of_runs_that_fit_at_a_price():
 
 
 def needs(package):
-    return pytest.mark.skipif(not targets._installed(package), reason=f"pip install {package}")
+    return pytest.mark.skipif(not devices._installed(package), reason=f"pip install {package}")
 
 
 needs_libtpu = needs("libtpu")
@@ -288,9 +288,9 @@ TRITON = ("mha_backward", "mha_forward", "mha_preprocess_backward")
     ],
 )
 def test_attention_is_compiled_with_the_kernel_of_the_target_and_its_work_is_counted(topology, width, names):
-    targets.examine_only()
+    devices.examine_only()
     topology = parse(topology)
-    mesh = make_mesh(dict(data=1, fsdp=4, tensor=1, context=1), targets.make_devices(topology))
+    mesh = make_mesh(dict(data=1, fsdp=4, tensor=1, context=1), devices.make_devices(topology))
     attention = attention_for(mesh, ConfigDict(dict(attention="auto", attention_dropout=0.0)))
     rows, length, heads = 8, 1024, 2
     placed = partial(jax.ShapeDtypeStruct, sharding=NamedSharding(mesh, P("fsdp")))
@@ -307,7 +307,7 @@ def test_attention_is_compiled_with_the_kernel_of_the_target_and_its_work_is_cou
 @pytest.mark.slow
 @needs_libtpu
 def test_a_step_compiles_for_tpus_that_are_not_there(config):
-    targets.examine_only()
+    devices.examine_only()
     topology = parse("v5e:2x2")
     config = apply_overrides(config, ["data.seq_len=128"])
     plan = make_plan(prepared(config, topology, "fsdp"), topology)
@@ -335,15 +335,15 @@ def test_a_cell_of_the_table_in_the_docs_is_what_the_planner_says(size, hardware
 @pytest.mark.slow
 @needs_libtpu
 def test_slices_stand_along_the_data_axis():
-    targets.examine_only()
+    devices.examine_only()
     topology = parse("v5e:2x2", slices=2)
     sizes = load_config(CONFIG, ["mesh.data=2", "mesh.fsdp=4"]).mesh
-    mesh = make_mesh(sizes, targets.make_devices(topology))
+    mesh = make_mesh(sizes, devices.make_devices(topology))
     slices = np.vectorize(lambda device: device.slice_index)(mesh.devices)
     assert jax.tree.all([(slices[i] == slices[i].flat[0]).all() for i in range(2)])
     assert slices[0].flat[0] != slices[1].flat[0]
     with pytest.raises(UserError, match="slices"):
-        make_mesh(load_config(CONFIG, ["mesh.fsdp=1", "mesh.tensor=8"]).mesh, targets.make_devices(topology))
+        make_mesh(load_config(CONFIG, ["mesh.fsdp=1", "mesh.tensor=8"]).mesh, devices.make_devices(topology))
 
 
 @pytest.mark.parametrize("used, status", [(8, 0), (20, 1)])

@@ -4,17 +4,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 from kosmos_jax.interop.formats import clip, kosmos2, ours, whisper
-from kosmos_jax.interop.formats.base import Opened, Target
+from kosmos_jax.interop.formats.base import ExportFormat, Opened
 from kosmos_jax.interop.tensors import Weights
 
 # What `kosmos export --to` writes.
-TARGETS: dict[str, Target] = {
-    "hf-kosmos2": kosmos2.TARGET,
-    "hf-remote-code": ours.REMOTE_CODE_TARGET,
-    "torch": ours.TORCH_TARGET,
+EXPORTS: dict[str, ExportFormat] = {
+    "hf-kosmos2": kosmos2.EXPORT,
+    "hf-remote-code": ours.REMOTE_CODE_EXPORT,
+    "torch": ours.TORCH_EXPORT,
 }
 # What `kosmos import --from` reads: from the path and what lies there; UserError where it is plainly of another kind.
-SOURCES: dict[str, Callable[[Path, Weights], Opened]] = {
+IMPORTS: dict[str, Callable[[Path, Weights], Opened]] = {
     "hf-kosmos2": kosmos2.opened,
     "clip": clip.opened,
     "whisper": whisper.opened,

@@ -35,7 +35,7 @@ class Opened(NamedTuple):
     positions: Mapping[str, Any] = {}
 
 
-class Target(NamedTuple):
+class ExportFormat(NamedTuple):
     """A form of the weights for PyTorch.
 
     Attributes:

@@ -11,9 +11,9 @@ from kosmos_jax.interop.formats.base import (
     NO_PART_OF_IT,
     PROJECTIONS,
     TRANSFORMERS,
+    ExportFormat,
     Fields,
     Opened,
-    Target,
     beside,
     chain,
     config_of,
@@ -163,4 +163,4 @@ def opened(path: Path, weights: Weights) -> Opened:
     )
 
 
-TARGET = Target(names, config, refusal, convolution=True)
+EXPORT = ExportFormat(names, config, refusal, convolution=True)

@@ -11,9 +11,9 @@ from kosmos_jax.interop.formats.base import (
     CONFIG,
     IDS,
     TRANSFORMERS,
+    ExportFormat,
     Fields,
     Opened,
-    Target,
     beside,
     config_of,
     for_transformers,
@@ -86,5 +86,5 @@ def torch(path: Path, weights: Weights) -> Opened:
     return Opened(weights.tensors, sections, lambda name: name)
 
 
-TORCH_TARGET = Target(lambda name: name, lambda model, dtype: dict(model=plain(model), dtype=dtype))
-REMOTE_CODE_TARGET = Target(lambda name: f"model.{name}", _remote_code_config)
+TORCH_EXPORT = ExportFormat(lambda name: name, lambda model, dtype: dict(model=plain(model), dtype=dtype))
+REMOTE_CODE_EXPORT = ExportFormat(lambda name: f"model.{name}", _remote_code_config)
