@@ -15,7 +15,7 @@ from PIL import Image
 
 from data_pipeline.documents import Media, Text
 from data_pipeline.media.image import squash
-from data_pipeline.rows import NO_EXPORT, Piece, assemble
+from data_pipeline.rows import NO_TARGET, Piece, assemble
 from kosmos_jax.inference import load
 from kosmos_jax.inference.prompts import encode_prompt, open_item
 from kosmos_jax.modality import Table
@@ -220,7 +220,7 @@ def test_labels_are_the_targets_of_training(model, processor, generator, images)
         first += len(document.media)
         assert batch["input_ids"][row].tolist() == expected["tokens"].tolist()
         targets = torch.nn.functional.pad(batch["labels"][row, 1:], (0, 1), value=-100)
-        assert targets.tolist() == np.where(expected["targets"] == NO_EXPORT, -100, expected["targets"]).tolist()
+        assert targets.tolist() == np.where(expected["targets"] == NO_TARGET, -100, expected["targets"]).tolist()
     with torch.no_grad():
         found = model(**batch)
     probabilities = found.logits[:, :-1].log_softmax(-1)
