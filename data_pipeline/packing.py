@@ -125,7 +125,10 @@ class Packer:
             start, done = stop, upto
             bisect.insort(self._open, row, key=lambda row: row.room)
             if len(self._open) > OPEN_ROWS:
-                self._closed.append(self._open.pop(0))
+                # A row without places for items is closed before one that is nearly full of tokens.
+                limited = self._per_row > 0
+                full = (i for i, row in enumerate(self._open) if limited.any() and not row.item_room[limited].any())
+                self._closed.append(self._open.pop(next(full, 0)))
 
     def _best_place(self, cuts: np.ndarray, items: np.ndarray, start: int, done: np.ndarray) -> tuple[Row, int]:
         """The row in which the rest of a document, as much of it as fits, leaves the least room, and where it stops."""

@@ -35,8 +35,17 @@ def value_problems(data) -> Iterator[str]:
     for name, source in data.sources.items():
         yield from not_among(f"data.sources.{name}.kind", source.kind, sources.KINDS)
         yield from at_least(f"data.sources.{name}", source, {-math.inf: ("share",)})
-        for kind in (*source.per_row, *source.get("augment", {})):
-            yield from not_among(f"data.sources.{name}: the modality {kind}", kind, MEDIA)
+        for key in ("per_row", "augment"):
+            section = source.get(key, {})
+            if not hasattr(section, "items"):
+                yield f"data.sources.{name}.{key} is {section!r}; it has a key for each modality"
+                continue
+            for kind, value in section.items():
+                yield from not_among(f"data.sources.{name}.{key}: the modality {kind}", kind, MEDIA)
+                if key == "per_row" and (isinstance(value, bool) or not isinstance(value, int)):
+                    yield f"data.sources.{name}.per_row.{kind} is {value!r}; it must be a whole number"
+                if key == "augment" and not hasattr(value, "items"):
+                    yield f"data.sources.{name}.augment.{kind} is {value!r}; it has the options of the transform"
 
 
 def problems(config) -> Iterator[str]:
@@ -48,6 +57,9 @@ def problems(config) -> Iterator[str]:
             f"model.text.vocab_size is {vocabulary}; a tokenizer trained to {data.tokenizer.vocab_size} pieces has "
             f"{ids} ids with its tags"
         )
+    for modality in found:
+        if modality.name not in MEDIA:
+            yield f"model.perception.{modality.name} has no host side in data_pipeline.media.MEDIA"
     if not len(data.sources):
         yield "data.sources is empty; there is nothing to learn from"
     for name, source in data.sources.items():
@@ -68,6 +80,8 @@ def problems(config) -> Iterator[str]:
                     f"items of {each} tokens"
                 )
         for kind, options in source.get("augment", {}).items():
+            if kind not in known:
+                yield f"{key}.augment.{kind}: the model has no model.perception.{kind}"
             for option in options:
                 if option not in host(kind).AUGMENT:
                     nearest = nearest_key(option, list(host(kind).AUGMENT))

@@ -10,13 +10,15 @@ def at_least(section: str, config, keys: Mapping[float, Iterable[str]]) -> Itera
     Args:
       section: of `config`, for the messages: "model.text", or "" for none.
       config: has the keys.
-      keys: the least allowed value and the keys that it holds for.
+      keys: the least allowed value and the keys that it holds for; what must be at least 1 is a count.
     """
     for least, names in keys.items():
         for name in names:
             key, value = f"{section}.{name}".lstrip("."), config[name]
             if isinstance(value, bool) or not isinstance(value, int | float):
                 yield f"{key} is {value!r}; it must be a number"
+            elif least == 1 and not isinstance(value, int):
+                yield f"{key} is {value!r}; it must be a whole number"
             elif not value >= least:
                 yield f"{key} is {value}; it must be at least {least}"
 
@@ -49,6 +51,13 @@ def not_among(key: str, value, choices: Iterable[str]) -> Iterator[str]:
         nearest = difflib.get_close_matches(str(value), choices, n=1)
         hint = f"did you mean {nearest[0]!r}?" if nearest else f"it is one of {', '.join(map(repr, choices))}"
         yield f"{key} is {value!r}; {hint}"
+
+
+def is_range(value, least: float, most: float) -> bool:
+    """Whether a value of a config is (low, high), within bounds and in order."""
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        return False
+    return all(isinstance(x, int | float) for x in value) and least <= value[0] <= value[1] <= most
 
 
 def nearest_key(key: str, keys: list[str]) -> str | None:

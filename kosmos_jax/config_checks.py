@@ -60,6 +60,13 @@ def _key_problems(config, perception_keys) -> Iterator[str]:
 
     wanted = [key for key in dotted_keys(kosmos1.get_config()) if not key.startswith(OPEN_SECTIONS)]
     modalities = config.get("model", {}).get("perception", {})
+    sections = {"model.perception": modalities} | {
+        f"model.perception.{name}": section
+        for name, section in (modalities.items() if hasattr(modalities, "items") else ())
+    }
+    if wrong := [key for key, section in sections.items() if not hasattr(section, "items")]:
+        yield from (f"{key} must be a section with keys" for key in wrong)
+        return
     if modalities:
         wanted += [f"model.{key}" for key in perception_keys(config.model)]
     wanted += ["init.checkpoint"]
@@ -67,6 +74,9 @@ def _key_problems(config, perception_keys) -> Iterator[str]:
     given = [key for key in dotted_keys(config) if not key.startswith("data.sources.")]
     for key in given:
         if key not in allowed:
+            if key.startswith("init."):
+                yield f"{key}: the model has no model.perception.{key.removeprefix('init.')}"
+                continue
             nearest = nearest_key(key, [other for other in allowed if other not in given] or allowed)
             yield f"{key} is no key of a config" + (f"; did you mean {nearest}?" if nearest else "")
     for key in wanted:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data_pipeline.documents import MediaError
+from kosmos_jax.checks import is_range
 from kosmos_jax.errors import UserError
 
 AudioError = partial(MediaError, kind="audio")
@@ -22,9 +23,10 @@ AUGMENT = dict(speed=(1.0, 1.0), gain_db=0.0, shift=0.0, noise=0.0)
 
 RATE = 16_000
 NOTHING = "it has no samples"
-FORMATS = ("WAV", "WAVEX", "W64", "RF64", "FLAC", "OGG", "MP3")
-# An hour: a longer file is a recording to be cut up first, and its samples would take a quarter of a GiB.
-MAX_SECONDS = 3600
+# W64 and RF64 are left out: libsndfile reads them without a complaint when they were cut off.
+FORMATS = ("WAV", "WAVEX", "FLAC", "OGG", "MP3")
+# A longer file is a recording to be cut up first. As float32 the samples of all channels take a quarter of a GiB.
+MAX_SECONDS, MAX_SAMPLES = 3600, 2**26
 UNKNOWN_LENGTH = 0x7FFF0000
 RATES = range(1000, 768_001)
 MAX_CHANNELS = 64
@@ -46,8 +48,8 @@ def decode(data: bytes, where: str = "audio") -> Audio:
     """An encoded sound file as samples of one channel, at its own rate.
 
     Raises:
-      MediaError: names `where`; the file is of none of the formats, damaged, empty, longer than `MAX_SECONDS`, or has
-        samples that are no numbers.
+      MediaError: names `where`; the file is of none of the formats, damaged, empty, longer than `MAX_SECONDS`, of more
+        than `MAX_SAMPLES`, or has samples that are no numbers.
       UserError: soundfile is not installed.
     """
     soundfile = _needed("soundfile")
@@ -58,6 +60,9 @@ def decode(data: bytes, where: str = "audio") -> Audio:
             if file.frames > MAX_SECONDS * file.samplerate:
                 minutes = file.frames / file.samplerate / 60
                 raise AudioError(where, f"it is {minutes:.0f} minutes long; at most {MAX_SECONDS // 60} are read")
+            if file.frames * file.channels > MAX_SAMPLES:
+                size = f"{file.frames:,} samples in each of {file.channels} channels"
+                raise AudioError(where, f"it has {size}; at most {MAX_SAMPLES:,} in all are read")
             samples, expected = file.read(dtype="float32", always_2d=True), file.frames
             rate = file.samplerate
     except soundfile.LibsndfileError as error:
@@ -85,6 +90,8 @@ def read(value, where: str = "audio") -> Audio | None:
     elif not np.issubdtype(samples.dtype, np.floating):
         raise AudioError(where, f"its samples are {samples.dtype}; float from -1 to 1 and int16 are read")
     samples = samples[:, None] if samples.ndim == 1 else samples
+    if not (isinstance(rate, int | float | np.number) and np.isfinite(rate)):
+        raise AudioError(where, f"its rate is {rate!r}, no number of samples a second")
     return _checked(samples.astype(np.float32), int(rate), where)
 
 
@@ -122,7 +129,6 @@ def item(
       shift: share of the silence after the clip that may come before it.
       noise: deviation of white noise, at most; 1 is full scale.
     """
-    soxr = _needed("soxr")
     factor, volume, start, level = (1.0, 1.0, 0.0, 0.0)
     if draws is not None:
         low, high = speed
@@ -133,26 +139,24 @@ def item(
     samples = audio.samples[: int((shape[0] / RATE + 1) * audio.rate * factor) + 1]
     source = audio.rate * factor
     if abs(source - RATE) > 1e-6 * RATE:
-        samples = soxr.resample(samples, source, RATE)
+        samples = _needed("soxr").resample(samples, source, RATE)
     samples = samples[: shape[0]]
     clip = np.zeros(shape, np.float32)
     first = int(start * (shape[0] - len(samples)))
     clip[first : first + len(samples)] = samples * volume
     if level:
         clip += level * np.random.default_rng(int(draws[3] * 2**53)).standard_normal(shape[0], np.float32)
-    return np.round(np.clip(clip, -1, 1) * 32767).astype(np.int16)
+    return np.clip(np.round(clip * 32768), -32768, 32767).astype(np.int16)
 
 
 def problems(augment: Mapping) -> Iterator[str]:
     """What cannot be among the options of `item`."""
-    speed = tuple(augment.get("speed", (1.0, 1.0)))
-    if len(speed) != 2 or not 0.1 <= speed[0] <= speed[1] <= 10:
+    speed = augment.get("speed", (1.0, 1.0))
+    if not is_range(speed, 0.1, 10):
         yield f"speed is {speed}; it is (least, most) times as fast, from 0.1 to 10"
-    if not 0 <= augment.get("shift", 0.0) <= 1:
-        yield f"shift is {augment['shift']}; it is a share of the silence, from 0 to 1"
-    for key in ("gain_db", "noise"):
-        if not 0 <= augment.get(key, 0.0) <= 60:
-            yield f"{key} is {augment[key]}; it must be at least 0 and at most 60"
+    for key, most in (("shift", 1), ("gain_db", 60), ("noise", 1)):
+        if not is_range((0, augment.get(key, 0.0)), 0, most):
+            yield f"{key} is {augment[key]!r}; it must be from 0 to {most}"
 
 
 def _needed(name: str):

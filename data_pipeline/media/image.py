@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from data_pipeline.documents import MediaError
+from kosmos_jax.checks import is_range
 
 ImageError = partial(MediaError, kind="image")
 # See data_pipeline/media/__init__.py.
@@ -156,6 +157,8 @@ def item(image: Image.Image, shape: tuple[int, ...], draws: np.ndarray | None = 
 
 def problems(augment: Mapping) -> Iterator[str]:
     """What cannot be among the options of `augmented`."""
-    scale = tuple(augment.get("crop_scale", (1.0, 1.0)))
-    if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
+    scale, rotate = augment.get("crop_scale", (1.0, 1.0)), augment.get("rotate", 0.0)
+    if not is_range(scale, 1e-6, 1):
         yield f"crop_scale is {scale}; it is (smallest, largest) share of the area, up to 1"
+    if not is_range((0, rotate), 0, 180):
+        yield f"rotate is {rotate!r}; it is degrees, from 0 to 180"

@@ -1,5 +1,6 @@
 """From text and media to the arrays that the model reads: rows padded on the left, sizes rounded up to buckets."""
 
+import contextlib
 import re
 from collections.abc import Sequence
 from numbers import Number
@@ -8,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_pipeline.documents import Document, Media, Text
+from data_pipeline.documents import Document, Media, MediaError, Text
 from data_pipeline.media import MEDIA, host
 from kosmos_jax.errors import UserError
 from kosmos_jax.modality import Modality, Table
@@ -59,7 +60,7 @@ def _read(path: Path, kind: str) -> bytes:
 def open_item(part: Part, found: Sequence[Modality]) -> Item:
     """Any of the forms of an item, decoded by the rules of training.
 
-    Bytes and files of a model with several modalities are of the one whose files end so, and else of the first.
+    A file is of the modality whose files end so, else of the first; bytes are of the first that decodes them.
 
     Args:
       part: see `Part`; no text.
@@ -74,7 +75,7 @@ def open_item(part: Part, found: Sequence[Modality]) -> Item:
         kind = next((name for name in names if part.suffix.lower() in host(name).SUFFIXES), next(iter(names), "file"))
         part = Media(kind, _read(part, kind))
     if isinstance(part, bytes):
-        part = Media(next(iter(names), "file"), part)
+        part = Media(_modality_of(part, names), part)
     kind = part.kind if isinstance(part, Media | Item) else None
     if kind is not None and kind not in names:
         raise UserError(f"the prompt has {kind}; this model reads {', '.join(['text', *names])}")
@@ -88,6 +89,15 @@ def open_item(part: Part, found: Sequence[Modality]) -> Item:
     form = f"{part.dtype}{list(part.shape)}" if isinstance(part, np.ndarray) else type(part).__name__
     forms = "; ".join(f"{name}: {host(name).FORMS}" for name in names)
     raise UserError(f"a prompt is made of text and media, a file's bytes or its Path ({forms}), not of {form}")
+
+
+def _modality_of(data: bytes, names: Sequence[str]) -> str:
+    """The first modality that decodes a file's bytes; the first of all if none does, for its message."""
+    for name in names:
+        with contextlib.suppress(MediaError):
+            host(name).decode(data, name)
+            return name
+    return next(iter(names), "file")
 
 
 class EncodedPrompt(NamedTuple):

@@ -16,7 +16,7 @@ from kosmos_jax.config import apply_overrides, validate
 from kosmos_jax.errors import UserError
 from kosmos_jax.interop import tokenizer_json
 from kosmos_jax.interop.export import complete_or_absent
-from kosmos_jax.interop.formats import ENCODERS
+from kosmos_jax.interop.formats import ENCODER_FORMATS
 from kosmos_jax.interop.formats.base import beside
 from kosmos_jax.interop.processor import SENTENCEPIECE
 from kosmos_jax.interop.stored import write_weights
@@ -44,8 +44,9 @@ def encoder_parameters(name: str, path, config, abstract: Mapping) -> dict[str, 
       UserError: no such encoder, or of other sizes than the config has.
     """
     section = config.perception[name]
-    if ENCODERS.get(section.encoder.kind) != name:
-        raise UserError(f"init.{name}: nobody publishes weights of the encoder {section.encoder.kind!r}")
+    if ENCODER_FORMATS.get(section.encoder.kind) != name:
+        known = ", ".join(f"init.{modality} of {kind}" for kind, modality in ENCODER_FORMATS.items())
+        raise UserError(f"init.{name}: no published weights can be read for it here, only {known}")
     reader = Reader(section.encoder.kind, path)
     ours, theirs = (flatten_dict(_plain(x), sep=".") for x in (section, reader.sections["perception"][name]))
     differ = [f"{key} {value}, config has {ours[key]}" for key, value in theirs.items() if ours[key] != value]
@@ -175,11 +176,15 @@ def _base_config(kind: str, config):
 
 def _resized(config, sections):
     tree = config.to_dict()
+    if "vocab_size" in sections.get("text", {}):  # a complete model: it has no other modalities than its own
+        kept = tree["model"]["perception"]
+        tree["model"]["perception"] = {name: kept.get(name, {}) for name in sections["perception"]}
     _update(tree["model"], sections)
     text = tree["model"]["text"]
     for section in tree["model"]["perception"].values():
         encoder = section["encoder"]
-        encoder["top_layers"] = min(encoder.get("top_layers", 0), encoder["layers"])
+        if "top_layers" in encoder:
+            encoder["top_layers"] = min(encoder["top_layers"], encoder["layers"])
     if text["positions"] != "xpos":
         tree["data"]["seq_len"] = min(tree["data"]["seq_len"], text["max_positions"])
     return apply_overrides(tree, [])

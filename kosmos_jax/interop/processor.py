@@ -67,8 +67,8 @@ def write_preprocessor_config(out: Path, model, target: str) -> None:
     Args:
       model: config.model.
     """
-    image = model.perception.image
-    size = dict(height=image.shape[0], width=image.shape[1])
+    image = model.perception.get("image", {"shape": (0, 0), "tokens": 0})
+    size = dict(height=image["shape"][0], width=image["shape"][1])
     if target == "hf-kosmos2":
         config = dict(
             image_processor_type="CLIPImageProcessor",
@@ -84,7 +84,7 @@ def write_preprocessor_config(out: Path, model, target: str) -> None:
             processor_class=PROCESSORS[target],
             auto_map=dict(AutoProcessor=f"{code}Processor", AutoImageProcessor=f"{code}ImageProcessor"),
             size=size,
-            num_image_tokens=image.tokens,
+            num_image_tokens=image["tokens"],
         )
         if "audio" in model.perception:
             audio = model.perception.audio

@@ -15,7 +15,7 @@ import numpy as np
 
 from kosmos_jax.errors import UserError
 from kosmos_jax.interop.formats import IMPORTS, ExportFormat
-from kosmos_jax.interop.formats.clip import PATCH, check_pixels, convolution_shape, from_convolution, to_convolution
+from kosmos_jax.interop.formats.clip import PATCH, convolution_shape, from_convolution, to_convolution
 from kosmos_jax.interop.tensors import FLOATS, Tensor, open_weights
 from kosmos_jax.model import abstract_model
 
@@ -107,7 +107,6 @@ class Reader:
         self.path = Path(path)
         self.source = IMPORTS[kind](self.path, open_weights(self.path))
         self.tensors, self.sections = self.source.tensors, self.source.sections
-        check_pixels(self.path)
 
     def check(self, shapes: Mapping) -> dict[str, Place]:
         """Compares the file with the parameters of a model, all of it before anything is made.

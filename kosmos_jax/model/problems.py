@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from kosmos_jax.checks import at_least, below_one, heads_problems, not_among
+from kosmos_jax.modality import KOSMOS2_TAGS, NAMES, TAGS
 from kosmos_jax.model import perception
 
 DTYPES = ("auto", "float32", "bfloat16")
@@ -10,8 +11,8 @@ REMAT = ("none", "dots", "full")
 ATTENTION = ("auto", "reference", "splash", "triton")
 POSITIONS = ("xpos", "sinusoidal", "both")
 INITS = ("torchscale", "magneto")
-# Attributes of `Kosmos`, whose parameters they name.
-TAKEN = ("decoder", "embedding")
+# Attributes of `Kosmos`.
+TAKEN = ("config", "constrain", "decoder", "dtype", "embed", "embedding", "logits", "modalities", "perceive")
 
 
 def keys(model) -> list[str]:
@@ -34,9 +35,10 @@ def value_problems(model) -> Iterator[str]:
     yield from not_among("model.text.init", text.init, INITS)
     for name, section in model.perception.items():
         key = f"model.perception.{name}"
-        if name in TAKEN:
-            yield f"{key}: no modality can have this name; parameters of the model have it"
-        yield from not_among(f"{key}.encoder.kind", section.encoder.kind, perception.ENCODERS)
+        tagged = name not in NAMES and f"<{name}>" in TAGS + KOSMOS2_TAGS
+        if name in TAKEN or tagged or not name.isidentifier():
+            yield f"{key}: no modality can have this name; something else has it, or it is no name of Python"
+        yield from (f"{key}.{message}" for message in perception.value_problems(section))
 
 
 def problems(model) -> Iterator[str]:

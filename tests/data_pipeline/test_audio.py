@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data_pipeline.documents import MediaError
-from data_pipeline.media.audio import AUGMENT, MAX_SECONDS, Audio, decode, item, problems, read
+from data_pipeline.media.audio import AUGMENT, MAX_SAMPLES, MAX_SECONDS, Audio, decode, item, problems, read
 from data_pipeline.shuffle import philox
 
 
@@ -59,7 +59,7 @@ def test_a_clip_is_cut_at_the_end_or_followed_by_silence():
     assert item(Audio(tone(), 16_000), (3_200,)).tolist() == EXACT[:3_200].tolist()
     longer = item(Audio(tone(), 16_000), (32_000,))
     assert longer[:8_000].tolist() == EXACT[:8_000].tolist() and not longer[8_000:].any()
-    assert item(Audio(np.float32([2.0, -2.0]), 16_000), (3,)).tolist() == [32767, -32767, 0]
+    assert item(Audio(np.float32([2.0, -2.0]), 16_000), (3,)).tolist() == [32767, -32768, 0]
 
 
 def picture():
@@ -109,13 +109,35 @@ def test_an_hour_is_too_long_and_is_not_read(monkeypatch):
         decode(hour)
 
 
+def test_what_would_fill_memory_with_many_channels_is_not_read(monkeypatch):
+    monkeypatch.setattr(soundfile.SoundFile, "read", None)
+    wide = encoded(np.zeros((MAX_SAMPLES // 8 + 1, 8), np.int16), 48_000, "FLAC")
+    with pytest.raises(MediaError, match="8,388,609 samples in each of 8 channels; at most 67,108,864"):
+        decode(wide)
+
+
+@pytest.mark.parametrize("form", ["W64", "RF64"])
+def test_formats_whose_cut_files_pass_for_whole_ones_are_refused(form):
+    with pytest.raises(MediaError, match=f"its format is {form}, none of WAV"):
+        decode(encoded(tone(), form=form))
+
+
 def test_what_people_hold_is_read_and_what_is_no_sound_is_not():
-    as_int16 = (np.round(tone() * 32767).astype(np.int16), 16_000)
+    as_int16 = (np.round(tone() * 32768).astype(np.int16), 16_000)
     for form in ((tone(), 16_000), (tone()[:, None], 16_000), as_int16, Audio(tone().astype(np.float64), 16_000)):
         assert np.abs(item(read(form), (16_000,)).astype(int) - EXACT).max() <= 1
     for other in (tone(), "a text", b"RIFF", Image.new("RGB", (2, 2)), (1, 2), None):
         assert read(other) is None
-    for wrong in ((np.arange(5), 16_000), (tone(), 7), (tone()[:0], 16_000), (np.full(4, np.inf, np.float32), 16_000)):
+    samples = np.arange(-32768, 32768, dtype=np.int16)
+    assert np.array_equal(item(read((samples, 16_000)), samples.shape), samples)
+    for wrong in (
+        (tone(), np.nan),
+        (tone(), 1j),
+        (np.arange(5), 16_000),
+        (tone(), 7),
+        (tone()[:0], 16_000),
+        (np.full(4, np.inf, np.float32), 16_000),
+    ):
         with pytest.raises(MediaError):
             read(wrong)
 
@@ -149,6 +171,8 @@ def test_speed_raises_the_pitch_and_a_shift_moves_the_clip():
         (dict(shift=2.0), "shift is 2.0"),
         (dict(gain_db=-1.0), "gain_db is -1.0"),
         (dict(noise=99.0), "noise is 99.0"),
+        (dict(speed=1.1), "speed is 1.1"),
+        (dict(gain_db="x"), "gain_db is 'x'"),
     ],
 )
 def test_options_that_cannot_be_are_named(options, message):

@@ -22,4 +22,4 @@ IMPORTS: dict[str, Callable[[Path, Weights], Opened]] = {
     "torch": ours.torch,
 }
 # Those that hold one encoder, and the modality that it is for.
-ENCODERS = {"clip": "image", "whisper": "audio"}
+ENCODER_FORMATS = {"clip": "image", "whisper": "audio"}

@@ -188,6 +188,7 @@ def _openai_section(
 
 def opened(path: Path, weights: Weights) -> Opened:
     """A CLIP vision tower as transformers (three prefixes), OpenAI or open_clip name it; the text tower is left."""
+    check_pixels(path)
     tensors = weights.tensors
     for prefix in ("vision_model.model.", "vision_model.", ""):
         if f"{prefix}pre_layrnorm.weight" in tensors:

@@ -144,6 +144,7 @@ def config(model, dtype: str) -> dict[str, Any]:
 def opened(path: Path, weights: Weights) -> Opened:
     """By transformers' Kosmos2Config; what a config.json leaves out has transformers' default."""
     config_of(path, "model_type")
+    clip.check_pixels(path)
     config = config_of(path)
     tokens = read_config(path, AROUND)["tokens"]
     tables = dict(text_config=TEXT, vision_config=clip.KOSMOS2_VISION)

@@ -22,6 +22,7 @@ from kosmos_jax.interop.formats.base import (
 from kosmos_jax.interop.tensors import Weights
 
 # What `kosmos export` writes around the sections that are ours.
+ENCODERS = ("clip", "whisper")  # of torch_files/kosmos_torch.py
 SECTIONS = ("text", "perception")
 REMOTE_CODE = Fields(fixed=IDS | dict(model_type="kosmos-jax"), harmless=TRANSFORMERS | {*SECTIONS})
 TORCH = Fields(harmless=("model", "dtype"))
@@ -86,5 +87,11 @@ def torch(path: Path, weights: Weights) -> Opened:
     return Opened(weights.tensors, sections, lambda name: name)
 
 
-TORCH_EXPORT = ExportFormat(lambda name: name, lambda model, dtype: dict(model=plain(model), dtype=dtype))
-REMOTE_CODE_EXPORT = ExportFormat(lambda name: f"model.{name}", _remote_code_config)
+def refusal(model) -> str:
+    """Why PyTorch's twin cannot hold a model; "" when it can."""
+    unknown = [name for name, section in model.perception.items() if section.encoder.kind not in ENCODERS]
+    return f"torch_files/kosmos_torch.py has no encoder for {', '.join(unknown)}; add it there" if unknown else ""
+
+
+TORCH_EXPORT = ExportFormat(lambda name: name, lambda model, dtype: dict(model=plain(model), dtype=dtype), refusal)
+REMOTE_CODE_EXPORT = ExportFormat(lambda name: f"model.{name}", _remote_code_config, refusal)

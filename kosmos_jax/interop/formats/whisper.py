@@ -47,12 +47,11 @@ FIELDS = Fields(
         encoder_attention_heads=("heads", 6),
         encoder_ffn_dim=("ffn", 1536),
     ),
-    fixed=NO_PART_OF_IT
-    | dict(model_type="whisper", activation_function="gelu", scale_embedding=False)
-    | dict(dropout=0, attention_dropout=0, activation_dropout=0, encoder_layerdrop=0),
+    fixed=NO_PART_OF_IT | dict(model_type="whisper", activation_function="gelu", scale_embedding=False),
     harmless=TRANSFORMERS
     | set(
-        """vocab_size decoder_layers decoder_attention_heads decoder_ffn_dim decoder_layerdrop max_source_positions
+        """dropout attention_dropout activation_dropout encoder_layerdrop forced_decoder_ids
+        vocab_size decoder_layers decoder_attention_heads decoder_ffn_dim decoder_layerdrop max_source_positions
         max_target_positions num_hidden_layers use_weighted_layer_sum classifier_proj_size apply_spec_augment
         mask_time_prob mask_time_length mask_time_min_masks mask_feature_prob mask_feature_length
         mask_feature_min_masks median_filter_width""".split()
@@ -83,14 +82,16 @@ def _encoder(
 ) -> Opened:
     """An encoder whose names begin with `prefix`; what begins otherwise is the decoder's."""
     table = f"{prefix}{positions}"
-    length, width = shapes_of(path, tensors)(table)
+    shape = tensors[table].shape if table in tensors else (0, section["width"])
+    if len(shape) != 2 or shape[1] != section["width"] or shape[1] % 2 or shape[1] < 4:
+        raise UserError(f"{path}: {table} is {list(shape)}, and the encoder is {section['width']} wide")
     return Opened(
         tensors,
         dict(perception={"audio": dict(encoder=dict(kind="whisper", **section))}),
         lambda name: prefix + rename(name),
         ignored=re.compile(rf"(?!{re.escape(prefix)}).*|{re.escape(table)}|.*decoder\..*|proj_out\..*"),
         keeps=lambda name: name.startswith(ENCODER),
-        positions={table: sinusoids(length, width)},
+        positions={table: sinusoids(*shape)},
     )
 
 

@@ -81,7 +81,7 @@ class KosmosJaxImageProcessor(BaseImageProcessor):
         clip = np.zeros(self.audio_samples, np.float32)
         samples = samples[: len(clip)]
         clip[: len(samples)] = samples
-        return np.round(np.clip(clip, -1, 1) * 32767).astype(np.int16)
+        return np.clip(np.round(clip * 32768), -32768, 32767).astype(np.int16)
 
     def clips(self, sounds):
         """A list of clips, see `clip` -> int16[N, samples]."""

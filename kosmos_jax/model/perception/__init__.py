@@ -2,6 +2,7 @@
 
 An encoder is an nnx.Module with
 
+    DTYPES                       of items that it reads
     KEYS                         its keys in the `encoder` section of the config, beside `kind`
     STACKS                       names of its submodules whose parameters have a leading axis of layers
     SHARDINGS                    (pattern of a parameter's path, name of a sharding) where the common rules have none,
@@ -10,7 +11,8 @@ An encoder is an nnx.Module with
     __call__(items, *, remat, unroll) -> float[N, P, d]
     width                        d
     patches(config, shape)       P
-    flops(config, shape)         forward, of one item, by part from the input upward
+    flops(config, shape)         forward, of one item, by part from the input upward; a part is the name of a submodule,
+                                 so that what trains in it is known
     described(shape, tokens)     an item in words, for the log
     problems(config, shape)      messages on what cannot be in the config
 
@@ -21,7 +23,7 @@ from collections.abc import Iterator
 
 from flax import nnx
 
-from kosmos_jax.checks import at_least
+from kosmos_jax.checks import at_least, not_among
 from kosmos_jax.model.layers import unpinned
 from kosmos_jax.model.perception import connector
 from kosmos_jax.model.perception.clip import Clip
@@ -84,11 +86,18 @@ def keys(section) -> list[str]:
     return ["tokens", "shape", "dtype", "encoder.kind", *own, *(f"connector.{key}" for key in connector.KEYS)]
 
 
-def problems(section, width: int) -> Iterator[str]:
-    """What cannot be in a modality's section, before a decoder of a width; messages begin with the key."""
+def value_problems(section) -> Iterator[str]:
+    """What cannot be in a modality's section, whatever the rest is; messages begin with the key."""
     yield from at_least("", section, {1: ("tokens",)})
-    if not all(isinstance(size, int) and size > 0 for size in section.shape):
-        yield f"shape is {tuple(section.shape)}; it is made of whole numbers above 0"
-        return
+    shape = section.shape
+    if not isinstance(shape, list | tuple) or not shape or not all(isinstance(n, int) and n > 0 for n in shape):
+        yield f"shape is {shape!r}; it is made of whole numbers above 0, such as (224, 224, 3)"
+    yield from not_among("encoder.kind", section.encoder.kind, ENCODERS)
+    if encoder := ENCODERS.get(section.encoder.kind):
+        yield from not_among("dtype", section.dtype, encoder.DTYPES)
+
+
+def problems(section, width: int) -> Iterator[str]:
+    """What cannot be in a modality's section, before a decoder of a width, once `value_problems` has none."""
     yield from ENCODERS[section.encoder.kind].problems(section.encoder, tuple(section.shape))
     yield from connector.problems(section.connector, width)

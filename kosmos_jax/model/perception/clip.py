@@ -52,6 +52,7 @@ class ClipLayer(nnx.Module):
 class Clip(TwoStacks):
     """Patches, class token, learned positions, pre-LN blocks; LayerNorm on all tokens, then unit length per token."""
 
+    DTYPES = ("uint8",)
     KEYS = ("patch_size", "width", "layers", "heads", "ffn", "activation", "top_layers")
     SHARDINGS = (
         (r"class_token|positions", "replicated"),

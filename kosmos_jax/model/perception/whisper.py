@@ -45,6 +45,7 @@ class Whisper(TwoStacks):
     Published encoders read 30 s, `shape` (480000,): 1,500 vectors. Shorter clips cost less, with the same weights.
     """
 
+    DTYPES = ("int16",)
     KEYS = ("mel_bins", "width", "layers", "heads", "ffn", "top_layers")
     SHARDINGS = (
         (r"conv[12]/kernel", "conv_wdf"),
@@ -97,8 +98,8 @@ class Whisper(TwoStacks):
         if not found and (config.width % 2 or config.width < 4):
             yield f"encoder.width is {config.width}; sinusoidal positions need an even width, at least 4"
         if len(shape) != 1 or shape[0] % STRIDE:
-            near = nearest_multiples(shape[0], STRIDE)
-            yield f"shape is {shape}; a clip is one row of samples, {STRIDE} for each vector: try {near}"
+            hint = f": try {nearest_multiples(shape[0], STRIDE)}" if len(shape) == 1 else ""
+            yield f"shape is {shape}; a clip is one row of samples, {STRIDE} for each vector{hint}"
 
     def __call__(self, samples_NS, *, remat="none", unroll=1):
         """Hears clips.
