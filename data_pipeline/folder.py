@@ -48,9 +48,8 @@ class FolderSource:
             raise DataError(f"folder {path}: splits names no {split!r}, only {', '.join(splits)}")
         self._path, self._table = epath.Path(path).expanduser(), splits[split]
         self._name, self._errors = f"{path}/{self._table}", (OSError,)
-        if (
-            "://" in path
-        ):  # by TensorFlow, which has errors of its own, where etils has no other library for the address
+        # Where etils has no other library for an address it is TensorFlow that reads, which has errors of its own.
+        if "://" in path:
             self._errors += (tensorflow().errors.OpError,)
         kind = posixpath.splitext(self._table)[1].lower()
         if kind not in (*DELIMITERS, ".jsonl"):

@@ -48,7 +48,9 @@ def batches(
     Raises:
       DataError: more than `data.max_skipped` different records could not be read.
     """
-    stream = _batches(mixture, first_step, last_step, rows, items)
+    # Here, not in the thread that takes the first batch: while TensorFlow starts, no thread's messages are shown.
+    tf = tensorflow()
+    stream = _batches(tf, mixture, first_step, last_step, rows, items)
     _unfinished.add(stream)
     return stream
 
@@ -69,8 +71,7 @@ def _close_unfinished():
                 time.sleep(0.01)
 
 
-def _batches(mixture, first_step, last_step, rows, items):
-    tf = tensorflow()
+def _batches(tf, mixture, first_step, last_step, rows, items):
     data, failures = mixture.config.data, {}
     specs = tf.nest.flatten(mixture.arrays)
 

@@ -175,3 +175,9 @@ sys.exit(7)
 def test_a_process_that_exits_while_batches_are_made_ends(cache):
     command = [sys.executable, "-c", STOPS_IN_THE_MIDDLE, str(cache)]
     assert subprocess.run(command, timeout=120, check=False).returncode == 7
+
+
+def test_tensorflow_starts_before_there_is_a_thread_to_feed():
+    """While it starts, what other threads write to stderr is lost: a warning of training was, every third time."""
+    code = "import sys; from data_pipeline.pipeline import batches as b; b(None, 0); print('tensorflow' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "True\n"
