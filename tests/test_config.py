@@ -4,13 +4,15 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from ml_collections import ConfigDict
 
-from kosmos_jax.config import ConfigError, apply_overrides, from_json, load_config, to_json
+from kosmos_jax.config import ConfigError, apply_overrides, from_json, load_config, to_json, validate
 
 ROOT = Path(__file__).parents[1]
 KOSMOS1 = ROOT / "configs/kosmos1.py"
-FILES = ["demo.py", "kosmos1.py", "kosmos2.py"]
+FILES = ["demo.py", "demo_speech.py", "kosmos1.py", "kosmos2.py"]
 FILES += [f"kosmos1_sizes.py:{size}" for size in ("0.1b", "0.4b", "1.6b", "7b", "30b")]
+FILES += [f"kosmos1_speech.py:{size}" for size in ("tiny", "small", "large-v3")]
 GOLDEN = Path(__file__).parent / "goldens/kosmos1.json"
 
 
@@ -215,6 +217,37 @@ def test_an_error_in_a_file_is_told_with_its_line(tmp_path):
     file = write_config(tmp_path, "config.training.steps = 'seven'")
     with pytest.raises(ConfigError, match=r"mine\.py, line 6: TypeError: .*steps"):
         load_config(file)
+
+
+@pytest.mark.parametrize(
+    "line, message",
+    [
+        ("image.encoder.kind = 'klip'", "model.perception.image.encoder.kind is 'klip'; did you mean 'clip'?"),
+        ("image.dtype = 'float32'", "model.perception.image.dtype is 'float32'; it is one of 'uint8'"),
+        ("mask = IMAGE", "model.perception.mask: no modality can have this name"),
+        ("smell = IMAGE", "model.perception.smell has no host side in data_pipeline.media.MEDIA"),
+        ("smell = dict(IMAGE, tokens=2.5)", "model.perception.smell.tokens is 2.5; it must be a whole number"),
+        ("smell = dict(IMAGE, shape=28)", "model.perception.smell.shape is 28; it is made of whole numbers above 0"),
+    ],
+)
+def test_a_modality_that_cannot_be_is_told_by_its_key(line, message, tmp_path):
+    line = line.replace("IMAGE", "config.model.perception.image.to_dict()")
+    file = write_config(tmp_path, f"config.unlock(); config.model.perception.{line}")
+    with pytest.raises(ConfigError) as caught:
+        load_config(file)
+    assert message in str(caught.value)
+
+
+def test_what_a_row_holds_is_a_whole_number_for_each_modality():
+    config = load_config(KOSMOS1)
+    for per_row, message in (
+        (4, "has a key for each modality"),
+        (dict(image=1.5), "is 1.5; it must be a whole number"),
+    ):
+        tree = config.to_dict()
+        tree["data"]["sources"]["captions"]["per_row"] = per_row
+        with pytest.raises(ConfigError, match=message):
+            validate(ConfigDict(tree))
 
 
 def test_an_unknown_size_is_told_with_those_that_exist():

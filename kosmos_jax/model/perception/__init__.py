@@ -78,12 +78,13 @@ def flops(section, width: int) -> dict[str, float]:
 
 
 def keys(section) -> list[str]:
-    """The keys that a modality's section has to have; `encoder.kind` alone where that is none of `ENCODERS`."""
-    encoder = section.get("encoder")
-    kind = encoder.get("kind") if hasattr(encoder, "get") else None
-    encoder = ENCODERS.get(kind) if isinstance(kind, str) else None
-    own = [f"encoder.{key}" for key in encoder.KEYS] if encoder else []
-    return ["tokens", "shape", "dtype", "encoder.kind", *own, *(f"connector.{key}" for key in connector.KEYS)]
+    """The keys that a modality's section has to have; where its encoder is none of `ENCODERS`, those that it has."""
+    given = section.get("encoder")
+    given = given if hasattr(given, "keys") else {}
+    encoder = ENCODERS.get(str(given.get("kind")))
+    own = {"kind", *(encoder.KEYS if encoder else given)}
+    parts = [*(f"encoder.{key}" for key in sorted(own)), *(f"connector.{key}" for key in connector.KEYS)]
+    return ["tokens", "shape", "dtype", *parts]
 
 
 def value_problems(section) -> Iterator[str]:
