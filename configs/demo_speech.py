@@ -40,6 +40,6 @@ def get_config():
             **recordings,
         ),
     )
-    config.training.update(steps=1400, eval_every=0)  # the evaluation comes after it
+    config.training.update(steps=1700, eval_every=0)  # the evaluation comes after it
     config.evaluation.update(tasks=("caption", "spoken", "spoken_sum", "spoken_few_shot", "perplexity"), examples=300)
     return config
