@@ -23,16 +23,16 @@ def get_config():
     augment = dict(crop_scale=(0.7, 1.0), rotate=15.0)
     data.sources = dict(
         text=dict(kind="pydoc", share=0.125, per_row=dict(image=0)),
-        captions=dict(kind="digits", share=0.5, per_row=dict(image=10), augment=dict(image=augment)),
+        captions=dict(kind="digits", share=0.375, per_row=dict(image=10), augment=dict(image=augment)),
         interleaved=dict(
-            kind="digit_documents", share=0.375, per_row=dict(image=14), augment=dict(image=dict(augment))
+            kind="digit_documents", share=0.5, per_row=dict(image=14), augment=dict(image=dict(augment))
         ),
     )
 
     config.training.update(
-        steps=1200,
+        steps=1500,
         log_every=20,
-        eval_every=600,
+        eval_every=750,
         eval_batches=4,
         checkpoint_every=300,
         keep_last=2,
