@@ -111,6 +111,11 @@ class Fields(NamedTuple):
             raise UserError(f"{where}: no such model can be imported:\n    " + "\n    ".join(problems))
         return {ours: section.get(theirs, default) for theirs, (ours, default) in self.taken.items()}
 
+    def written(self, section: Mapping[str, Any]) -> dict[str, Any]:
+        """The section of their config for ours."""
+        fixed = {key: value for key, value in self.fixed.items() if key not in NO_PART_OF_IT}
+        return fixed | {theirs: section[ours] for theirs, (ours, _) in self.taken.items()}
+
     def read_some(self, section: Mapping[str, Any], where: str) -> dict[str, Any]:
         """The same of a section in which all else is harmless."""
         return self.read({key: section[key] for key in section.keys() & {*self.taken, *self.fixed}}, where)

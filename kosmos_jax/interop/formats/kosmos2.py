@@ -98,46 +98,17 @@ def config(model, dtype: str) -> dict[str, Any]:
     It asks for eager attention because SDPA gave wrong image vectors in transformers 4.52.1 to 5.22.2: in each section,
     since from 4.54 to 4.57 what the top says does not reach the sections.
     """
-    text, image, eager = model.text, model.perception.image, dict(_attn_implementation="eager")
-    vision = image.encoder
+    image, eager = model.perception.image, dict(_attn_implementation="eager")
+    text = TEXT.written(model.text) | dict(model_type="kosmos_2_text_model", tie_word_embeddings=True)
+    vision = clip.KOSMOS2_VISION.written(image.encoder.to_dict() | dict(image_size=image.shape[0]))
     return dict(
         architectures=["Kosmos2ForConditionalGeneration"],
         model_type="kosmos-2",
         **for_transformers(dtype),
         **eager,
         latent_query_num=image.tokens,
-        text_config=dict(
-            model_type="kosmos_2_text_model",
-            **eager,
-            vocab_size=text.vocab_size,
-            max_position_embeddings=text.max_positions,
-            embed_dim=text.width,
-            layers=text.layers,
-            ffn_dim=text.ffn,
-            attention_heads=text.heads,
-            activation_function="gelu",
-            dropout=text.dropout,
-            attention_dropout=text.attention_dropout,
-            layer_norm_eps=1e-5,
-            scale_embedding=True,
-            tie_word_embeddings=True,
-            pad_token_id=1,
-            bos_token_id=0,
-            eos_token_id=2,
-        ),
-        vision_config=dict(
-            model_type="kosmos_2_vision_model",
-            **eager,
-            hidden_size=vision.width,
-            intermediate_size=vision.ffn,
-            num_hidden_layers=vision.layers,
-            num_attention_heads=vision.heads,
-            num_channels=3,
-            image_size=image.shape[0],
-            patch_size=vision.patch_size,
-            hidden_act=vision.activation,
-            layer_norm_eps=1e-5,
-        ),
+        text_config=eager | text,
+        vision_config=eager | vision | dict(model_type="kosmos_2_vision_model"),
     )
 
 
