@@ -120,10 +120,11 @@ class _Fresh:
     def __call__(self, path: str) -> np.ndarray:
         if path not in self._drawn:
             # Neighbours are drawn together: each time the initial values of all of the model are traced.
-            left, room = {path}, FRESH
+            left, room = {path}, FRESH - 4 * math.prod(self._shapes[path].shape)
             for other in [name for name in self._shapes if name not in self._given and name > path]:
                 room -= 4 * math.prod(self._shapes[other].shape)
                 left |= {other} if room > 0 else set()
+            self._drawn = {}  # before others are there
             self._drawn = {name: np.asarray(x) for name, x in fresh_parameters(self._config, left).items()}
         return self._drawn[path]
 

@@ -103,12 +103,14 @@ def split_key(key, count: int):
 def stack(make_layer, count: int, rngs: nnx.Rngs) -> nnx.Module:
     """`count` layers as one module whose every parameter has a leading layer axis L.
 
+    They are made one after another: all at once, the random bits would take twice the memory of the parameters.
+
     Args:
       make_layer: of rngs.
       count: L.
       rngs: split over the layers.
     """
-    return nnx.vmap(make_layer, in_axes=0, out_axes=0)(rngs.split(count))
+    return nnx.scan(make_layer, in_axes=0, out_axes=0)(rngs.split(count))
 
 
 def unstack(stacked: nnx.Module) -> nnx.List:
