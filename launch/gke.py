@@ -44,10 +44,7 @@ def render(job: JobDescription) -> str:
         "backoffLimit": 0,  # one lost pod ends the step of all: the JobSet starts all of them again
         "podFailurePolicy": {
             "rules": [
-                {
-                    "action": "FailJob",
-                    "onExitCodes": {"containerName": "kosmos", "operator": "In", "values": [2, 75]},
-                },
+                {"action": "FailJob", "onExitCodes": {"containerName": "kosmos", "operator": "In", "values": [2, 75]}},
                 {"action": "FailJob", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
             ]
         },

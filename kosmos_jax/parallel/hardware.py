@@ -108,13 +108,7 @@ def _gpu(name, **values) -> Chip:
     return Chip(name=name, kind="gpu", chips_per_host=8, ici_links=1, **values)
 
 
-_H100 = dict(
-    device_kind="NVIDIA H100",
-    hbm=79.1 * GIB,
-    peak_bf16=989e12,
-    hbm_bandwidth=3.35e12,
-    link_bandwidth=450e9,
-)
+_H100 = dict(device_kind="NVIDIA H100", hbm=79.1 * GIB, peak_bf16=989e12, hbm_bandwidth=3.35e12, link_bandwidth=450e9)
 
 CHIPS = {
     chip.name: chip
