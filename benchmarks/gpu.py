@@ -92,11 +92,9 @@ def measure(args) -> dict:
 def flops(shape: Shape) -> float:
     from kosmos_jax.training.flops import step_flops
 
-    paths, images = (
-        ["image/encoder/trunk/", "image/encoder/top/", "image/connector/", "decoder/"],
-        {"image": shape.rows},
-    )
-    return sum(step_flops(our_config(shape), paths, shape.tokens, shape.rows * shape.tokens, images).values())
+    paths = ["image/encoder/trunk/", "image/encoder/top/", "image/connector/", "decoder/"]
+    tokens, items = shape.rows * shape.tokens, {"image": shape.rows}
+    return sum(step_flops(our_config(shape), paths, shape.tokens, tokens, items).values())
 
 
 def main():

@@ -10,21 +10,12 @@ from kosmos_jax.errors import UserError
 from launch.job import JobDescription, load_job
 from launch.submit import submit
 
-# --on, and the module that writes for it.
-TARGETS = {
-    "slurm": "launch.slurm",
-    "gke": "launch.gke",
-    "tpu-vm": "launch.tpu_vm",
-    "skypilot": "launch.skypilot",
-    "local": "launch.local",
-}
+# Values of --on; each has a module of its name here.
+TARGETS = ("slurm", "gke", "tpu-vm", "skypilot", "local")
 
 
 def launch(args: argparse.Namespace) -> int:
     """Writes what the scheduler wants and, without --dry-run, hands it over.
-
-    Args:
-      args: job, on, dry_run, out, no_plan; see `kosmos launch --help`.
 
     Returns:
       The exit status: 0, or what the processes of `--on local` ended with.
@@ -48,7 +39,7 @@ def launch(args: argparse.Namespace) -> int:
 def target_module(name: str):
     """The module for a value of --on."""
     try:
-        return import_module(TARGETS[name])
+        return import_module(f"launch.{name.replace('-', '_')}")
     except ModuleNotFoundError as error:
         if error.name != "yaml":
             raise

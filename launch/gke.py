@@ -44,32 +44,22 @@ def render(job: JobDescription) -> str:
         "backoffLimit": 0,  # one lost pod ends the step of all: the JobSet starts all of them again
         "podFailurePolicy": {
             "rules": [
-                {
-                    "action": "FailJob",
-                    "onExitCodes": {"containerName": "kosmos", "operator": "In", "values": [2, 75]},
-                },
+                {"action": "FailJob", "onExitCodes": {"containerName": "kosmos", "operator": "In", "values": [2, 75]}},
                 {"action": "FailJob", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
             ]
         },
         "template": pod,
     }
+    failed = {"onJobFailureReasons": ["PodFailurePolicy"]}
     spec = {
         "failurePolicy": {
             "maxRestarts": job.max_restarts,
             # The first rule that fits is taken. Without one, as after status 1, the restart counts.
             "rules": [
-                {
-                    "name": "mistaken",  # another start would end in the same way
-                    "action": "FailJobSet",
-                    "onJobFailureReasons": ["PodFailurePolicy"],
-                    "onJobFailureMessagePatterns": [MISTAKEN],
-                },
-                {
-                    # Stopped and saved, or the node was taken away: nobody's failure.
-                    "name": "stopped",
-                    "action": "RestartJobSetAndIgnoreMaxRestarts",
-                    "onJobFailureReasons": ["PodFailurePolicy"],
-                },
+                # Another start would end in the same way.
+                {"name": "mistaken", "action": "FailJobSet", **failed, "onJobFailureMessagePatterns": [MISTAKEN]},
+                # Stopped and saved, or the node was taken away: nobody's failure.
+                {"name": "stopped", "action": "RestartJobSetAndIgnoreMaxRestarts", **failed},
             ],
         },
         "replicatedJobs": [{"name": HOSTS, "replicas": job.slices, "template": {"spec": hosts}}],
@@ -159,9 +149,8 @@ def _volumes(job: JobDescription) -> tuple[list, list, dict]:
     for number, (path, source) in enumerate(job.mounts.items()):
         scheme, _, name = source.partition(":")
         name = name.removeprefix("//").rstrip("/")
-        job.require(
-            scheme in ("gs", "pvc") and name, "mounts", f'{source!r}: on GKE write "gs://BUCKET" or "pvc:CLAIM"'
-        )
+        fine = scheme in ("gs", "pvc") and name
+        job.require(fine, "mounts", f'{source!r}: on GKE write "gs://BUCKET" or "pvc:CLAIM"')
         job.require("/" not in name, "mounts", f"{source!r}: mount the bucket itself, and choose the folder in workdir")
         volume = {"name": f"mount-{number}"}
         if scheme == "gs":

@@ -85,9 +85,8 @@ class JobDescription:
         good_name = re.fullmatch(r"[a-z]([-a-z0-9]{0,38}[a-z0-9])?", self.name)
         self.require(good_name, "name", "write at most 40 of a-z, 0-9 and -, beginning with a letter: kosmos1-v5p")
         self.require(self.config, "config", "name a file, as for `kosmos train`")
-        self.require(
-            not self.workdir.startswith("gs://"), "workdir", 'mounts={"/runs": "gs://BUCKET"}, workdir="/runs/1"'
-        )
+        mounted = 'mounts={"/runs": "gs://BUCKET"}, workdir="/runs/1"'
+        self.require(not self.workdir.startswith("gs://"), "workdir", mounted)
         self.require(self.workdir, "workdir", "name a folder that all machines share")
         self.require(self.capacity in CAPACITIES, "capacity", f"write one of {', '.join(CAPACITIES)}")
         self.require(not self.reservation or self.capacity == "reserved", "reservation", 'add capacity="reserved"')
@@ -98,14 +97,10 @@ class JobDescription:
             fine = _only(r"[A-Za-z_]\w*", key) and isinstance(value, str) and "\0" not in value
             self.require(fine, "env", f"{key!r}: give text, and a name of letters, digits and _")
         for path, source in self.mounts.items():
-            self.require(
-                _only(PATH, path) and ".." not in path,
-                "mounts",
-                f"{path!r} has to be an absolute path of letters, digits, . _ -",
-            )
-            self.require(
-                _only(SOURCE, source), "mounts", f"{source!r}: give a bucket, a claim or a path, without spaces"
-            )
+            fine = _only(PATH, path) and ".." not in path
+            self.require(fine, "mounts", f"{path!r} has to be an absolute path of letters, digits, . _ -")
+            fine = _only(SOURCE, source)
+            self.require(fine, "mounts", f"{source!r}: give a bucket, a claim or a path, without spaces")
         _ = self.hosts
 
     @cached_property
@@ -149,14 +144,8 @@ class JobDescription:
     @property
     def gpu_processes(self) -> list[str]:
         """What a host with several GPUs runs: `command` once for each (launch/local.py). It comes after `--`."""
-        return [
-            "python",
-            "-m",
-            "launch.local",
-            f"--here={self.per_host}",
-            f"--total={self.processes}",
-            "--one-gpu-each",
-        ]
+        counts = f"--here={self.per_host}", f"--total={self.processes}"
+        return ["python", "-m", "launch.local", *counts, "--one-gpu-each"]
 
     @property
     def exports(self) -> list[str]:
@@ -177,11 +166,8 @@ class JobDescription:
     def require_workdir_mounted(self):
         """For machines that share nothing but buckets."""
         inside = any(PurePosixPath(self.workdir).is_relative_to(path) for path in self.mounts)
-        self.require(
-            inside and ".." not in self.workdir,
-            "workdir",
-            'put it under a mount, such as mounts={"/runs": "gs://BUCKET"}, workdir="/runs/1"',
-        )
+        fine, example = inside and ".." not in self.workdir, 'mounts={"/runs": "gs://BUCKET"}, workdir="/runs/1"'
+        self.require(fine, "workdir", f"put it under a mount, such as {example}")
 
 
 def _only(characters: str, text) -> bool:

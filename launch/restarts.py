@@ -15,9 +15,5 @@ count_failure() {{
 
 
 def count_failure(workdir: str) -> str:
-    """A function of shell, `count_failure STATUS`.
-
-    Args:
-      workdir: of `kosmos train`, as the machine that runs the script sees it.
-    """
+    """A function of shell, `count_failure STATUS`, for the workdir as the machine that runs the script sees it."""
     return COUNT_FAILURE.format(checkpoints=shlex.quote(f"{workdir}/checkpoints"))

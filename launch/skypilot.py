@@ -24,11 +24,8 @@ def render(job: JobDescription) -> str:
         job.kind != "cpu", "topology", "on SkyPilot give GPUs or TPUs; for CPU hosts use --on slurm or --on local"
     )
     job.require(job.slices == 1, "slices", "SkyPilot starts one TPU slice; for several use --on gke or --on tpu-vm")
-    job.require(
-        job.capacity != "reserved",
-        "capacity",
-        "SkyPilot takes reservations from gcp.specific_reservations of its own config",
-    )
+    reservations = "SkyPilot takes reservations from gcp.specific_reservations of its own config"
+    job.require(job.capacity != "reserved", "capacity", reservations)
     job.require(not job.venv, "venv", "that is for Slurm; name an image, or nothing: then this folder is installed")
     job.require_workdir_mounted()
     known = RUNTIMES if job.kind == "tpu" else GPUS

@@ -153,9 +153,8 @@ def render(job: JobDescription) -> str:
     """A script with the commands create, watch, logs, state and stop."""
     job.require(job.kind == "tpu", "topology", "Cloud TPU has TPUs only; for GPUs use --on gke, slurm or skypilot")
     chip = job.place.chip
-    job.require(
-        chip.name in RUNTIMES, "topology", f"Cloud TPU's API has {', '.join(RUNTIMES)}; for others use --on gke"
-    )
+    known = f"Cloud TPU's API has {', '.join(RUNTIMES)}; for others use --on gke"
+    job.require(chip.name in RUNTIMES, "topology", known)
     job.require(job.image, "image", "build launch/docker/Dockerfile.tpu, push it, and name it here")
     job.require(job.tpu_vm.project and job.tpu_vm.zone, "tpu_vm", 'write TpuVm(project="PROJECT", zone="ZONE")')
     job.require(not job.reservation, "reservation", 'queued resources take any: write capacity="reserved" alone')
@@ -212,7 +211,6 @@ def submit_command(job: JobDescription, path: str) -> list[str]:
 
 def advice(job: JobDescription, path: str, output: str) -> dict[str, str]:
     """Commands for afterwards."""
-    watch = (
-        {"keep asking": f"bash {path} watch"} if job.capacity == "spot" else {"stop when done": f"bash {path} watch"}
-    )
-    return {"follow": f"bash {path} logs", "state": f"bash {path} state", **watch, "stop": f"bash {path} stop"}
+    watch = "keep asking" if job.capacity == "spot" else "stop when done"
+    verbs = {"follow": "logs", "state": "state", watch: "watch", "stop": "stop"}
+    return {purpose: f"bash {path} {verb}" for purpose, verb in verbs.items()}

@@ -63,29 +63,24 @@ def start(coordinator: str = "", processes: int = 0, process_id: int = -1, join_
             "and ids count from 0"
         )
     found = "" if coordinator else cluster(os.environ)
-    if not coordinator and not found:
-        return
-    if processes == 1:
+    place = found or coordinator
+    if not place or processes == 1:
         return
     # Without it, processes with CPU devices cannot sum anything.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    options = (
-        dict(coordinator_address=coordinator, num_processes=processes, process_id=process_id) if coordinator else {}
-    )
-    if found == "Slurm":
-        options |= _slurm_devices(os.environ)
+    options = _slurm_devices(os.environ) if found == "Slurm" else {}
+    if coordinator:
+        options = dict(coordinator_address=coordinator, num_processes=processes, process_id=process_id)
     try:
-        with _time_limit(join_seconds, found or coordinator):
+        with _time_limit(join_seconds, place):
             jax.distributed.initialize(
                 **options,
                 initialization_timeout=math.ceil(join_seconds) + 60,  # ours comes first
                 heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
             )
     except (RuntimeError, ValueError) as error:
-        raise PassingError(
-            f"the processes of this job did not find each other ({found or coordinator}): {error}"
-        ) from error
-    log.info("process %d of %d (%s)", jax.process_index(), jax.process_count(), found or coordinator)
+        raise PassingError(f"the processes of this job did not find each other ({place}): {error}") from error
+    log.info("process %d of %d (%s)", jax.process_index(), jax.process_count(), place)
 
 
 @contextmanager

@@ -92,7 +92,7 @@ def parameter_rules(model) -> tuple[tuple[str, str], ...]:
     return (*PARAMETER_RULES, *own)
 
 
-def parameter_specs(model, shapes: Mapping[str, jax.ShapeDtypeStruct], mesh, shardings=None) -> dict[str, P]:
+def parameter_specs(model, shapes: Mapping[str, jax.ShapeDtypeStruct], mesh) -> dict[str, P]:
     """The PartitionSpec of every parameter.
 
     A dimension that its mesh axis does not divide stays replicated; `assert_sharded` speaks up if that leaves much
@@ -102,12 +102,11 @@ def parameter_specs(model, shapes: Mapping[str, jax.ShapeDtypeStruct], mesh, sha
       model: config.model.
       shapes: path -> shape of a parameter.
       mesh: the mesh, or an abstract one.
-      shardings: `Shardings`, or None for the default ones.
 
     Raises:
       UserError: a parameter matches no rule, or several.
     """
-    shardings, specs = shardings or Shardings(), {}
+    shardings, specs = Shardings(), {}
     rules, stacked = parameter_rules(model), tuple(f"{path}/" for path in stacks(model))
     for path, leaf in shapes.items():
         spec = getattr(shardings, match_one(path, rules, "sharding"))
@@ -191,10 +190,9 @@ class Pinned:
     """The `constrain` of a model on a mesh: pins an activation's sharding by name, e.g. constrain(x_BTD, "act_btd")."""
 
     mesh: jax.sharding.Mesh
-    shardings: Shardings = Shardings()
 
     def __call__(self, x, name: str):
-        spec = fitting(getattr(self.shardings, name), x.shape, self.mesh)
+        spec = fitting(getattr(Shardings(), name), x.shape, self.mesh)
         return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec))
 
 

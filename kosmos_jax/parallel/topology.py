@@ -105,11 +105,7 @@ class Topology:
 
 
 def parse(text: str, slices: int = 1) -> Topology:
-    """A topology from its name.
-
-    Args:
-      text: "v5e:4x4" or "v5p:4x4x4" (TPUs in each direction), "h100:8x8" (hosts x GPUs of a host).
-      slices: how many such slices.
+    """A topology from its name: "v5e:4x4", "v5p:4x4x4" (TPUs in each direction), "h100:8x8" (hosts x GPUs of a host).
 
     Raises:
       UserError: no such chip, or no such shape of it.

@@ -85,34 +85,31 @@ def _collective(instruction: Instruction, computation: dict[str, Instruction], d
     kind = instruction.opcode.removesuffix("-start")
     if kind not in KINDS:
         return None
-    groups = replica_groups(instruction.attributes, len(domain_of))
     if kind == "collective-permute":
         group, size = _permuted_pair(instruction.attributes, domain_of), 2
     else:
-        group = groups[0]
+        group = replica_groups(instruction.attributes, len(domain_of))[0]
         size = len(group)
     if size <= 1:
         return None
     domains = len(set(domain_of[list(group)])) if group else 1
     sent = sum(computation[name].bytes for name in instruction.operands if name in computation)
-    received = {
-        "all-gather": sent * (size - 1),
-        "all-reduce": 2 * sent * (size - 1) / size,
-        "reduce-scatter": sent * (size - 1) / size,
-        "all-to-all": sent * (size - 1) / size,
-        "collective-permute": sent,
-    }[kind]
+    received = sent if kind == "collective-permute" else _received(kind, sent, size)
     asynchronous = instruction.opcode.endswith("-start") and '"is_sync":true' not in instruction.attributes
     return Collective(kind, 0, received, size, group, domains > 1, domains, asynchronous, _source(instruction))
+
+
+def _received(kind: str, sent: float, size: int) -> float:
+    """Bytes that each of `size` members receives, where each gives `sent`."""
+    if kind == "all-gather":
+        return sent * (size - 1)
+    return (2 if kind == "all-reduce" else 1) * sent * (size - 1) / size
 
 
 def _between_slices(send: Instruction, slices: int) -> Collective:
     """What libtpu hands to the host to exchange with other slices, always beside the computation."""
     kind = re.search(r'_xla_megascale_transfer_type="(\w+)"', send.attributes)[1].lower().replace("_", "-")
-    sent = send.arrays[0].bytes
-    received = sent * (slices - 1) if kind == "all-gather" else sent * (slices - 1) / slices
-    if kind == "all-reduce":
-        received *= 2
+    received = _received(kind, send.arrays[0].bytes, slices)
     kind = kind if kind in KINDS else "collective-permute"
     return Collective(kind, 0, received, slices, (), True, slices, True, _source(send))
 
@@ -148,24 +145,17 @@ def replica_groups(attributes: str, devices: int) -> list[tuple[int, ...]]:
     mesh = re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(([^ ]*)\))? \{([^}]*)\}", attributes)
     if mesh:
         sizes = {axis: int(size) for axis, size in re.findall(r"'([^']+)'=(\d+)", mesh[1])}
-        order = np.arange(math.prod(sizes.values()))
-        if mesh[2]:
-            order = _iota(mesh[2] if "<=" in mesh[2] else _as_iota(mesh[2]))
-        return _mesh_groups(sizes, order, mesh[3])
+        order = _iota(mesh[2]) if mesh[2] else np.arange(math.prod(sizes.values()))
+        return _mesh_groups(sizes, order.flatten(), mesh[3])
     return [tuple(range(devices))]
 
 
-def _as_iota(text: str) -> str:
-    """ "[2,8]T(1,0)" is short for "[16]<=[2,8]T(1,0)"."""
-    sizes = re.match(r"\[([\d,]+)\]", text)[1]
-    return f"[{math.prod(map(int, sizes.split(',')))}]<={text}"
-
-
 def _iota(text: str) -> np.ndarray:
-    result, dims, permutation = re.fullmatch(r"\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", text).groups()
-    numbers = [list(map(int, part.split(","))) if part else None for part in (result, dims, permutation)]
-    ids = np.arange(math.prod(numbers[1])).reshape(numbers[1])
-    return (ids if numbers[2] is None else ids.transpose(numbers[2])).reshape(numbers[0])
+    """Ids by "[RESULT]<=[DIMS]T(PERMUTATION)"; without RESULT they are one row, without PERMUTATION in order."""
+    parts = re.fullmatch(r"(?:\[([\d,]+)\]<=)?\[([\d,]+)\](?:T\(([\d,]+)\))?", text).groups()
+    result, dims, permutation = (list(map(int, part.split(","))) if part else None for part in parts)
+    ids = np.arange(math.prod(dims)).reshape(dims)
+    return ids.transpose(permutation or range(len(dims))).reshape(result or -1)
 
 
 def _mesh_groups(sizes: dict[str, int], order: np.ndarray, named: str) -> list[tuple[int, ...]]:
@@ -182,5 +172,5 @@ def _mesh_groups(sizes: dict[str, int], order: np.ndarray, named: str) -> list[t
             shape += [before, inside, size // (before * inside)]
     ids = order.reshape(shape)
     last = [axis for axis, is_chosen in enumerate(chosen) if is_chosen]
-    ids = np.moveaxis(ids, last, range(-len(last), 0)) if last else ids[..., None]
+    ids = np.moveaxis(ids, last, range(-len(last), 0))
     return [tuple(map(int, row)) for row in ids.reshape(-1, math.prod(shape[axis] for axis in last))]

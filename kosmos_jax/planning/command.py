@@ -35,8 +35,5 @@ def plan(args) -> int:
 def overrides(made) -> list[str]:
     """The flags for `kosmos train` that give a plan's mesh and settings."""
     values = {f"mesh.{axis}": size for axis, size in made.mesh.items()}
-    values |= {
-        "model.remat": made.settings["remat"],
-        "training.microbatches": made.settings["microbatches"],
-    }
+    values |= {"model.remat": made.settings["remat"], "training.microbatches": made.settings["microbatches"]}
     return [f"--config.{key}={value}" for key, value in values.items()]

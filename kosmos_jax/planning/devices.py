@@ -59,13 +59,12 @@ def make_devices(topology: Topology) -> list:
     Raises:
       UserError: the compiler for them is not installed, or does not know such a topology.
     """
-    make, packages = (_tpus, ("libtpu",)) if topology.chip.kind == "tpu" else (_gpus, ("jax-cuda13-plugin",))
-    for package in packages:
-        if not _installed(package):
-            raise UserError(
-                f"to plan for {topology.chip.name} the compiler for it has to be here, package {package}; it needs no "
-                "such hardware: pip install 'kosmos_jax[plan]'"
-            )
+    make, package = (_tpus, "libtpu") if topology.chip.kind == "tpu" else (_gpus, "jax-cuda13-plugin")
+    if not _installed(package):
+        raise UserError(
+            f"to plan for {topology.chip.name} the compiler for it has to be here, package {package}; it needs no "
+            "such hardware: pip install 'kosmos_jax[plan]'"
+        )
     try:
         devices = make(topology)
     except Exception as error:
@@ -96,15 +95,12 @@ def _tpus(topology: Topology) -> list:
 
     chip = topology.chip
     bounds = (1, 1, 1) if topology.chips == 1 else (2, 2, 1)
-    options = dict(chips_per_host_bounds=bounds, num_slices=topology.slices, wrap=_three(topology.wraps))
+    wraps = (*topology.wraps, False)[:3]  # libtpu wants three
+    options = dict(chips_per_host_bounds=bounds, num_slices=topology.slices, wrap=wraps)
     if chip.compile_config:
         options["chip_config_name"] = chip.compile_config
     name = f"{chip.compile_name}:{topology.name}"
     return topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices
-
-
-def _three(wraps: tuple[bool, ...]) -> tuple[bool, ...]:
-    return (*wraps, *(False,) * (3 - len(wraps)))
 
 
 def _gpus(topology: Topology) -> list:

@@ -7,6 +7,7 @@ it, which are what a scan over layers is made of.
 import collections
 import math
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -91,12 +92,18 @@ class Program:
     @cached_property
     def unknown_loops(self) -> list[str]:
         """Names of the loops whose trip count the text does not tell; they count once."""
-        return sorted(
-            i.name
-            for name in self.runs
-            for i in self.computations[name].values()
-            if i.opcode == "while" and self.trip_count(i, name) is None
-        )
+        loops = ((i, inside) for _, inside, i in self.instructions() if i.opcode == "while")
+        return sorted(loop.name for loop, inside in loops if self.trip_count(loop, inside) is None)
+
+    def instructions(self) -> Iterator[tuple[float, str, Instruction]]:
+        """All that runs in a step, fused computations aside: how often, in which computation, the instruction."""
+        for name, times in self.runs.items():
+            for instruction in self.computations[name].values():
+                yield times, name, instruction
+
+    def fused(self, fusion: Instruction) -> dict[str, Instruction]:
+        """The computation that a fusion runs."""
+        return self.computations[fusion.called["calls"][0]]
 
     def _visit(self, name: str, times: float, runs) -> None:
         runs[name] += times
@@ -120,11 +127,8 @@ class Program:
             return int(noted[1])
         condition = self._with_fused(loop.called["condition"][0])
         compares = [i for i in condition.values() if i.opcode == "compare" and "direction=LT" in i.attributes]
-        limits = [
-            int(i.operands[0])
-            for i in condition.values()
-            if i.opcode == "constant" and not i.arrays[0].dims and re.fullmatch(r"-?\d+", i.operands[0])
-        ]
+        constants = [i.name for i in condition.values() if i.opcode == "constant" and not i.arrays[0].dims]
+        limits = [value for name in constants if (value := _constant(name, condition)) is not None]
         if len(compares) != 1 or len(limits) != 1:
             return None
         place = _counter_place(condition)
@@ -150,7 +154,7 @@ class Program:
     def _step(self, loop: Instruction, place: int | None) -> int:
         """What a turn adds to the counter: 1, or 2 where the compiler does two turns in one."""
         body = self.computations[loop.called["body"][0]]
-        root = next(i for i in body.values() if i.root)
+        root = root_of(body)
         if place is None or root.opcode != "tuple":
             return 1
         added = body[root.operands[place]]
@@ -158,8 +162,8 @@ class Program:
             added = body[added.operands[0]]
         around = body
         if added.opcode == "fusion":
-            around = self.computations[added.called["calls"][0]]
-            outer, added = added, next(i for i in around.values() if i.root)
+            around = self.fused(added)
+            outer, added = added, root_of(around)
             # What the fusion is given may be the constant.
             around = around | {
                 i.name: body[outer.operands[int(i.operands[0])]] for i in around.values() if i.opcode == "parameter"
@@ -168,6 +172,11 @@ class Program:
             return 1
         steps = [value for name in added.operands if (value := _constant(name, around)) is not None]
         return steps[0] if len(steps) == 1 and steps[0] > 0 else 1
+
+
+def root_of(computation: dict[str, Instruction]) -> Instruction:
+    """What a computation results in."""
+    return next(i for i in computation.values() if i.root)
 
 
 def _constant(name: str, computation: dict[str, Instruction]) -> int | None:
@@ -181,12 +190,9 @@ def _constant(name: str, computation: dict[str, Instruction]) -> int | None:
 
 def _counter_place(condition: dict[str, Instruction]) -> int | None:
     """Where in the loop's tuple the number is that the condition reads; None unless there is just one."""
-    places = {re.search(r"index=(\d+)", i.attributes)[1] for i in condition.values() if _is_counter(i)}
+    counters = (i for i in condition.values() if i.opcode == "get-tuple-element" and i.arrays[0].dims == ())
+    places = {re.search(r"index=(\d+)", i.attributes)[1] for i in counters}
     return int(places.pop()) if len(places) == 1 else None
-
-
-def _is_counter(instruction: Instruction) -> bool:
-    return instruction.opcode == "get-tuple-element" and instruction.arrays[0].dims == ()
 
 
 def parse(text: str) -> Program:
@@ -194,16 +200,13 @@ def parse(text: str) -> Program:
     computations, entry, current = {}, "", None
     for line in text.splitlines():
         if current is None:
-            head = _HEAD.match(line)
-            if head:
+            if head := _HEAD.match(line):
                 current = computations[head[2]] = {}
                 entry = head[2] if head[1] else entry
         elif _END.match(line):
             current = None
-        else:
-            instruction = _instruction(line)
-            if instruction:
-                current[instruction.name] = instruction
+        elif instruction := _instruction(line):
+            current[instruction.name] = instruction
     return Program(computations, entry)
 
 
@@ -218,10 +221,8 @@ def _instruction(line: str) -> Instruction | None:
         return None
     close = _closing(rest, opcode.end() - 1)
     inside = rest[opcode.end() : close]
-    if opcode[1] in ("parameter", "constant"):
-        operands = (inside,)
-    else:
-        operands = tuple(re.findall(r"%([^\s,()]+)", inside))
+    plain = opcode[1] in ("parameter", "constant")
+    operands = (inside,) if plain else tuple(re.findall(r"%([^\s,()]+)", inside))
     return Instruction(name[2], opcode[1], _arrays(rest[:end]), operands, rest[close + 1 :], bool(name[1]))
 
 

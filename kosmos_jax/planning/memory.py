@@ -31,26 +31,20 @@ def argument_bytes(step, batch, batch_shardings) -> dict[str, int]:
 
 
 def by_kind(stats, arguments: dict[str, int]) -> dict[str, int]:
-    """All that is in a device's memory while the step runs.
-
-    Args:
-      stats: `compiled.memory_analysis()`.
-      arguments: see `argument_bytes`.
+    """All that is in a device's memory while the step runs, from `compiled.memory_analysis()` and `argument_bytes`.
 
     Returns:
       kind -> bytes. "padding" is what the device's layouts add to the arguments; "outputs" are those that do not take
       the place of an argument; "temporaries" are activations, gradients and whatever else lives inside a step;
       "waiting batches" are those that the feed has sent ahead.
     """
-    known = sum(arguments.values())
-    return {
-        **{kind: size for kind, size in arguments.items() if size},
-        "padding": max(0, stats.argument_size_in_bytes - known),
-        "outputs": stats.output_size_in_bytes - stats.alias_size_in_bytes,
-        "temporaries": stats.temp_size_in_bytes,
-        "program": stats.generated_code_size_in_bytes,
-        "waiting batches": DEPTH * arguments["batch"],
-    }
+    return with_arguments(
+        arguments,
+        padding=max(0, stats.argument_size_in_bytes - sum(arguments.values())),
+        outputs=stats.output_size_in_bytes - stats.alias_size_in_bytes,
+        temporaries=stats.temp_size_in_bytes,
+        program=stats.generated_code_size_in_bytes,
+    )
 
 
 def refused(message: str, arguments: int) -> int | None:
@@ -67,7 +61,7 @@ def _bytes(found: re.Match) -> int:
     return round(float(found[1]) * _UNITS[found[2]])
 
 
-def without_program(arguments: dict[str, int], temporaries: int) -> dict[str, int]:
-    """`by_kind` for a program that the compiler refused to finish."""
+def with_arguments(arguments: dict[str, int], **inside: int) -> dict[str, int]:
+    """`by_kind` of what is known: the arguments, what is `inside` a step, and the batches that wait."""
     known = {kind: size for kind, size in arguments.items() if size}
-    return known | {"temporaries": temporaries, "waiting batches": DEPTH * arguments["batch"]}
+    return known | inside | {"waiting batches": DEPTH * arguments["batch"]}

@@ -3,7 +3,7 @@
 import collections
 import math
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import partial
 
 import jax
@@ -73,7 +73,7 @@ class Plan:
     roofline: Roofline | None = None
     mfu: float | None = None
     kernels: tuple[str, ...] = ()
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
 
     @property
     def used(self) -> int:
@@ -98,12 +98,7 @@ class Plan:
 
 
 def mesh_sizes(config, topology: Topology, mesh_name: str) -> dict[str, int]:
-    """The sizes of a preset for a model on a topology.
-
-    Args:
-      config: as loaded.
-      topology: the hardware.
-      mesh_name: one of kosmos_jax.parallel.mesh.PRESETS.
+    """The sizes of a preset of kosmos_jax.parallel.mesh for a model on a topology.
 
     Raises:
       UserError: there is no such preset.
@@ -135,10 +130,7 @@ def prepared(config, topology: Topology, mesh_name: str | None = None, **changes
 
 
 def make_plan(config, topology: Topology) -> Plan:
-    """Compiles the step and examines it. Where the state alone is too large, the compiler is not asked.
-
-    Args:
-      config: see `prepared`.
+    """Compiles the step of a `prepared` config and examines it; where the state alone is too large, asks no compiler.
 
     Raises:
       UserError: no compiler for the hardware, config and mesh do not fit each other, or the compiler fails.
@@ -147,7 +139,7 @@ def make_plan(config, topology: Topology) -> Plan:
     step, batch = make_step(config, mesh), batch_shapes(config, mesh)
     arguments = memory.argument_bytes(step, batch, batch_shardings(config.model, mesh))
     plan = partial(_plan, config, topology, mesh, step, batch)
-    empty = plan(memory.without_program(arguments, 0), 0.0, notes=(NOT_ASKED,))
+    empty = plan(memory.with_arguments(arguments, temporaries=0), 0.0, notes=(NOT_ASKED,))
     if not empty.state_fits:
         return empty
     lowered = step.function.lower(step.abstract, batch)
@@ -161,7 +153,7 @@ def make_plan(config, topology: Topology) -> Plan:
                 f"the compiler cannot make a program for {topology} with mesh {dict(mesh.shape)}: "
                 f"{str(error).splitlines()[0][:300]}"
             ) from error
-        return plan(memory.without_program(arguments, temporaries), time.perf_counter() - start)
+        return plan(memory.with_arguments(arguments, temporaries=temporaries), time.perf_counter() - start)
     seconds = time.perf_counter() - start
     held = memory.by_kind(compiled.memory_analysis(), arguments)
     examined = _examined(compiled, config, topology, mesh, step, batch)
@@ -191,13 +183,7 @@ def _plan(config, topology, mesh, step, batch, held, compile_seconds, **examined
 
 
 def model_flops(config, step, batch) -> dict[str, float]:
-    """By tower, as if every place of the batch were filled.
-
-    Args:
-      config: see `prepared`.
-      step: training.compile.Step.
-      batch: of jax.ShapeDtypeStruct.
-    """
+    """By tower, as if every place of the batch (of jax.ShapeDtypeStruct) were filled."""
     tokens = float(np.prod(batch["tokens"].shape))
     items = {name: float(np.prod(array.shape[:2])) for name, array in batch["media"].items()}
     return step_flops(config.model, list(step.abstract.trainable), config.data.seq_len, tokens, items)
@@ -206,7 +192,9 @@ def model_flops(config, step, batch) -> dict[str, float]:
 def _examined(compiled, config, topology, mesh, step, batch) -> dict:
     """What the text of the program tells."""
     program = hlo.parse(compiled.as_text())
-    order = {device: place for place, device in enumerate(_order(mesh))}
+    # The devices slice after slice, host after host.
+    ordered = sorted(mesh.devices.flat, key=lambda device: (getattr(device, "slice_index", 0), device.id))
+    order = {device: place for place, device in enumerate(ordered)}
     domain_of = np.array([order[device] // topology.domain for device in mesh.devices.flat])
     found = collectives(program, domain_of)
     flops = work.flops(program)
@@ -222,11 +210,6 @@ def _examined(compiled, config, topology, mesh, step, batch) -> dict:
     )
 
 
-def _order(mesh) -> list:
-    """The devices slice after slice, host after host."""
-    return sorted(mesh.devices.flat, key=lambda device: (getattr(device, "slice_index", 0), device.id))
-
-
 def summed(found: list[Collective]) -> tuple[Traffic, ...]:
     """Collectives by kind, network and whether they are asynchronous; the most bytes first."""
     sums = collections.defaultdict(lambda: [0.0, 0.0])
@@ -240,10 +223,8 @@ def summed(found: list[Collective]) -> tuple[Traffic, ...]:
 
 def _notes(program) -> list[str]:
     notes = []
-    if program.unknown_loops:
-        notes.append(
-            f"{len(program.unknown_loops)} loops of unknown length count once: {program.unknown_loops[0]}, ..."
-        )
+    if loops := program.unknown_loops:
+        notes.append(f"{len(loops)} loops of unknown length count once: {loops[0]}, ...")
     if opaque := work.opaque_kernels(program):
         notes.append(f"the work inside {', '.join(sorted(opaque))} is not counted, so compute is too low")
     return notes

@@ -63,12 +63,9 @@ def _traffic(plan: Plan) -> list[str]:
 
 def _roofline(plan: Plan) -> list[str]:
     times = plan.roofline
-    rows = {"compute": times.compute, "HBM": times.memory, "ICI": times.ici, "DCN": times.dcn}
     lines = ["a step takes at least, ms"]
-    lines += [
-        f"  {name:16}{seconds * 1e3:10,.1f}" + ("  <- binding" if name == times.binding else "")
-        for name, seconds in rows.items()
-    ]
+    for name, seconds in times.parts.items():
+        lines.append(f"  {name:16}{seconds * 1e3:10,.1f}" + ("  <- binding" if name == times.binding else ""))
     lines.append(f"  {'waiting':16}{times.waiting * 1e3:10,.1f}  of ICI and DCN, with no other work meanwhile")
     lines.append(f"  {'all':16}{times.seconds * 1e3:10,.1f}  MFU at most {plan.mfu:.1%} (a bound, not a measurement)")
     return lines

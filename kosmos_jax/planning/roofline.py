@@ -33,10 +33,14 @@ class Roofline:
         return max(max(self.compute, self.memory) + self.waiting, self.ici, self.dcn)
 
     @property
+    def parts(self) -> dict[str, float]:
+        """Seconds by the names that plans show."""
+        return {"compute": self.compute, "HBM": self.memory, "ICI": self.ici, "DCN": self.dcn}
+
+    @property
     def binding(self) -> str:
         """What a step waits for longest."""
-        parts = {"compute": self.compute, "HBM": self.memory, "ICI": self.ici, "DCN": self.dcn}
-        return max(parts, key=parts.get)
+        return max(self.parts, key=self.parts.get)
 
 
 def roofline(topology: Topology, mesh_devices, flops: float, traffic: float, collectives: list[Collective]) -> Roofline:
@@ -72,24 +76,18 @@ def collective_seconds(one: Collective, topology: Topology, devices) -> tuple[fl
       topology: the hardware.
       devices: of the mesh, in its order.
     """
-    chip, outside = topology.chip, 0.0
-    inside = one.bytes
+    chip, inside, outside = topology.chip, one.bytes, 0.0
     if one.slow:
-        from_elsewhere = one.bytes * _share_from_elsewhere(one)
+        # With n members in d domains, members elsewhere bring (n - n/d) / (n - 1) of what a device receives.
+        from_elsewhere = one.bytes * (one.size - one.size / one.domains) / max(1, one.size - 1)
         on_host = min(topology.domain, chip.chips_per_host * chip.devices_per_chip)
         if chip.kind == "gpu":
             # Devices of one host that are in the same group need the same bytes of a gather or reduction only once.
             on_host /= max(1, one.size // one.domains)
         outside = from_elsewhere * on_host / chip.dcn_bandwidth
         inside = one.bytes - from_elsewhere
-    links = _links(one, topology, devices)
-    return inside * chip.devices_per_chip / (links * chip.link_bandwidth), outside
-
-
-def _share_from_elsewhere(one: Collective) -> float:
-    """Of what a device receives: with n members in d domains, members elsewhere bring (n - n/d) / (n - 1) of it."""
-    inside = one.size / one.domains
-    return (one.size - inside) / max(1, one.size - 1)
+    bandwidth = _links(one, topology, devices) * chip.link_bandwidth
+    return inside * chip.devices_per_chip / bandwidth, outside
 
 
 def _links(one: Collective, topology: Topology, devices) -> int:
@@ -105,11 +103,5 @@ def _links(one: Collective, topology: Topology, devices) -> int:
 
 
 def mfu(model_flops: float, seconds: float, topology: Topology) -> float:
-    """Share of the hardware's best that model FLOPs are, at this duration of a step.
-
-    Args:
-      model_flops: of a step, all devices together.
-      seconds: of a step.
-      topology: the hardware.
-    """
+    """Share of the hardware's best that the model FLOPs of a step, of all devices, are when it takes `seconds`."""
     return model_flops / (seconds * topology.all_chips * topology.chip.peak_bf16) if seconds else math.nan

@@ -84,11 +84,6 @@ def climb(config, topology: Topology, wanted: Climb) -> list[Plan]:
     They make a step fit. Where it fits they gather the weights more often and only help while reading memory is what
     takes longest, because smaller activations stay on a TPU's chip.
 
-    Args:
-      config: as loaded.
-      topology: the hardware.
-      wanted: mesh, remat and microbatches.
-
     Raises:
       UserError: none of them could be compiled.
     """
@@ -167,11 +162,6 @@ def meshes(config, topology: Topology) -> list[str]:
 
 def microbatch_counts(config, topology: Topology, mesh_name: str) -> list[int]:
     """Numbers of microbatches that divide the rows of each device, doubling at least from one to the next.
-
-    Args:
-      config: as loaded.
-      topology: the hardware.
-      mesh_name: a preset.
 
     Raises:
       UserError: the rows of a step do not divide over the devices.

@@ -17,18 +17,11 @@ from kosmos_jax.parallel.hardware import CHIPS, GIB
 from kosmos_jax.parallel.topology import Topology, parse
 
 SIZES = ("0.4b", "1.6b", "7b", "30b")
+# Topologies and numbers of slices.
 HARDWARE = (
-    ("v5e:4x4", 1),
-    ("v5e:16x16", 1),
-    ("v5e:16x16", 2),
-    ("v5p:4x4x4", 1),
-    ("v5p:8x8x8", 1),
-    ("v6e:16x16", 1),
-    ("h100-mega:1x8", 1),
-    ("h100-mega:8x8", 1),
-    ("h100-mega:32x8", 1),
-    ("h200:1x8", 1),
-)
+    ("v5e:4x4", 1), ("v5e:16x16", 1), ("v5e:16x16", 2), ("v5p:4x4x4", 1), ("v5p:8x8x8", 1), ("v6e:16x16", 1),
+    ("h100-mega:1x8", 1), ("h100-mega:8x8", 1), ("h100-mega:32x8", 1), ("h200:1x8", 1),
+)  # fmt: skip
 PAPER_ROWS, PAPER_STEPS, DAY = 576, 300_000, 86_400
 # Of a plan, what the table shows and the tests compare.
 KEPT = (
@@ -51,14 +44,10 @@ def key(size: str, topology: Topology) -> str:
 
 
 def costs(cells: dict[str, dict], prices: dict[str, float]) -> str:
-    """Training's least time and cost, of the cells whose chip has a price, as text for a terminal.
-
-    Args:
-      prices: of a chip for an hour, by the chip's name.
-    """
+    """Training's least time and cost as text, of the cells whose chip has a price (its name -> price of an hour)."""
     titles = f"{'model':8}{'hardware':20}{'days':>8}{'chip-hours':>12}{'cost':>14}"
     lines = [f"at least, for {PAPER_STEPS:,} steps:", titles]
-    for size, topology in _keys():
+    for size, topology in _cells():
         cell = cells.get(key(size, topology), {})
         if cell.get("fits") and topology.chip.name in prices:
             days, hours = _days_and_chip_hours(cell)
@@ -73,14 +62,14 @@ def _days_and_chip_hours(cell: dict) -> tuple[float, float]:
     return days, 24 * days * cell["chips"]
 
 
-def _keys() -> list[tuple[str, Topology]]:
-    return [(size, parse(text, slices)) for size in SIZES for text, slices in HARDWARE]
+def _cells(sizes=SIZES, hardware=HARDWARE) -> list[tuple[str, Topology]]:
+    return [(size, parse(text, slices)) for size in sizes for text, slices in hardware]
 
 
 def markdown(cells: dict[str, dict]) -> str:
     """The table of all cells that were planned, in the order of `SIZES` and `HARDWARE`."""
     lines = [f"| {' | '.join(COLUMNS)} |", "|" + "---|" * len(COLUMNS)]
-    for size, topology in _keys():
+    for size, topology in _cells():
         if cell := cells.get(key(size, topology)):
             lines.append(f"| {' | '.join(_row(size, cell))} |")
     return "\n".join(lines) + "\n"
@@ -115,13 +104,13 @@ def main(argv: list[str] | None = None) -> int:
         print(costs(cells, dict(_price(text) for text in args.price)))
         return 0
     asked = bool(args.size or args.on)
-    for size in args.size or SIZES:
-        for text, slices in [_hardware(text) for text in args.on] if args.on else HARDWARE:
-            topology = parse(text, slices)
-            if asked or key(size, topology) not in cells:
-                cells[key(size, topology)] = _cell(size, topology)
-                store.write_text(json.dumps(cells, indent=1) + "\n")
-                out.write_text(_document(cells))
+    named = [text.partition("*") for text in args.on or ()]
+    hardware = [(text, int(slices or 1)) for text, _, slices in named] or HARDWARE
+    for size, topology in _cells(args.size or SIZES, hardware):
+        if asked or key(size, topology) not in cells:
+            cells[key(size, topology)] = _cell(size, topology)
+            store.write_text(json.dumps(cells, indent=1) + "\n")
+            out.write_text(_document(cells))
     return 0
 
 
@@ -131,11 +120,6 @@ def _price(text: str) -> tuple[str, float]:
         return CHIPS[chip].name, float(price)
     except (KeyError, ValueError):
         raise SystemExit(f"--price {text}: write CHIP=PRICE, with a chip of {', '.join(CHIPS)}") from None
-
-
-def _hardware(text: str) -> tuple[str, int]:
-    name, _, slices = text.partition("*")
-    return name, int(slices or 1)
 
 
 def config_for(size: str, topology: Topology):

@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 
-from kosmos_jax.planning.hlo import Instruction, Program
+from kosmos_jax.planning.hlo import Instruction, Program, root_of
 
 Computation = dict[str, Instruction]
 # Instructions that move nothing by themselves.
@@ -49,18 +49,18 @@ def _computation_flops(program: Program, name: str) -> float:
 
 def opaque_kernels(program: Program) -> set[str]:
     """Names of kernels whose work the program does not tell."""
-    return {
-        _target(i)
-        for name in program.runs
-        for i in program.computations[name].values()
-        if i.opcode == "custom-call" and _is_kernel(i) and not _attention_kernel(i) and _estimate(i, "flops") is None
-    }
+    return {_target(i) for i in _kernel_calls(program) if not _attention_kernel(i) and _estimate(i, "flops") is None}
 
 
 def kernels(program: Program) -> set[str]:
     """Names of all hand-written kernels in the program: "splash_mha_fwd", "__cudnn$fmhaSoftmax", ..."""
-    found = (i for name in program.runs for i in program.computations[name].values() if i.opcode == "custom-call")
-    return {_attention_kernel(i) or _target(i) for i in found if _is_kernel(i)}
+    return {_attention_kernel(i) or _target(i) for i in _kernel_calls(program)}
+
+
+def _kernel_calls(program: Program) -> list[Instruction]:
+    named = re.compile(r"tpu_custom_call|__cudnn\$fmha|__gpu\$xla\.gpu\.triton|triton|mosaic_gpu")
+    calls = (i for _, _, i in program.instructions() if i.opcode == "custom-call")
+    return [call for call in calls if named.match(_target(call))]
 
 
 def _attention_kernel(call: Instruction) -> str:
@@ -84,10 +84,6 @@ def _target(call: Instruction) -> str:
     return target[1] if target else ""
 
 
-def _is_kernel(call: Instruction) -> bool:
-    return bool(re.match(r"tpu_custom_call|__cudnn\$fmha|__gpu\$xla\.gpu\.triton|triton|mosaic_gpu", _target(call)))
-
-
 def _estimate(call: Instruction, key: str) -> float | None:
     """Pallas writes its `cost_estimate` into the call's configuration."""
     known = re.search(r'"cost_estimate":\{([^}]*)\}', call.attributes)
@@ -98,10 +94,7 @@ def _estimate(call: Instruction, key: str) -> float | None:
 def _custom_call(call: Instruction, computation: Computation) -> float:
     if "gemm" in _target(call) or "matmul" in _target(call):
         contracted = re.search(r'"lhs_contracting_dimensions":\[([^\]]*)\]', call.attributes)
-        if not contracted:
-            return 0.0
-        lhs = computation[call.operands[0]].arrays[0]
-        return 2.0 * call.arrays[0].elements * math.prod(lhs.dims[int(d)] for d in re.findall(r"\d+", contracted[1]))
+        return _product(call, computation, contracted[1]) if contracted else 0.0
     if kernel := _attention_kernel(call):
         return _attention_flops(call, computation, ATTENTION[kernel])
     return _estimate(call, "flops") or 0.0
@@ -109,9 +102,13 @@ def _custom_call(call: Instruction, computation: Computation) -> float:
 
 def _dot(dot: Instruction, computation: Computation) -> float:
     contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", dot.attributes)
-    lhs = computation[dot.operands[0]].arrays[0]
-    inner = math.prod(lhs.dims[int(d)] for d in re.findall(r"\d+", contracted[1])) if contracted else 1
-    return 2.0 * dot.arrays[0].elements * inner
+    return _product(dot, computation, contracted[1] if contracted else "")
+
+
+def _product(instruction: Instruction, computation: Computation, contracted: str) -> float:
+    """Of a matrix product that sums over the dimensions `contracted`, "1,3", of its first operand."""
+    lhs = computation[instruction.operands[0]].arrays[0]
+    return 2.0 * instruction.arrays[0].elements * math.prod(lhs.dims[int(d)] for d in re.findall(r"\d+", contracted))
 
 
 def _convolution(convolution: Instruction, computation: Computation) -> float:
@@ -136,13 +133,9 @@ def _window(attributes: str, dims: int) -> dict[str, list[int]]:
     """Stride, lower padding and dilations of each spatial dimension."""
     found = re.search(r"window=\{([^}]*)\}", attributes)
     fields = dict(part.split("=") for part in found[1].split()) if found else {}
-    window = {
-        key: [default] * dims for key, default in (("stride", 1), ("pad", 0), ("lhs_dilate", 1), ("rhs_dilate", 1))
-    }
-    for key in window:
-        if key in fields:
-            window[key] = [int(part.split("_")[0]) for part in fields[key].split("x")]
-    return window
+    window = {"stride": [1] * dims, "pad": [0] * dims, "lhs_dilate": [1] * dims, "rhs_dilate": [1] * dims}
+    given = window.keys() & fields.keys()
+    return window | {key: [int(part.split("_")[0]) for part in fields[key].split("x")] for key in given}
 
 
 def _meetings(out: int, size: int, inputs: int, stride: int, pad: int, lhs_dilate: int, rhs_dilate: int) -> int:
@@ -156,10 +149,7 @@ def memory_traffic(program: Program) -> float:
     What lies on chip (TPU's other memory spaces) is free. An instruction that takes one layer out of a stack, or puts
     it in, counts that layer.
     """
-    return sum(
-        times * sum(_traffic(i, program.computations[name], program) for i in program.computations[name].values())
-        for name, times in program.runs.items()
-    )
+    return sum(times * _traffic(i, program.computations[name], program) for times, name, i in program.instructions())
 
 
 def _traffic(instruction: Instruction, computation: Computation, program: Program) -> float:
@@ -194,14 +184,14 @@ def _in_flight(instruction: Instruction) -> bool:
 
 def _fusion_traffic(fusion: Instruction, computation: Computation, program: Program) -> float:
     """Bytes that a fusion reads and writes. What it only passes on, as a collective in flight, is neither."""
-    inner = program.computations[fusion.called["calls"][0]]
+    inner = program.fused(fusion)
     parameters = {int(i.operands[0]): i.name for i in inner.values() if i.opcode == "parameter"}
     total = 0.0
     for number, name in enumerate(fusion.operands):
         operand = computation.get(name)
         if operand is not None and number in parameters:
             total += min(_in_memory(operand), _read(parameters[number], inner, program))
-    root = next(i for i in inner.values() if i.root)
+    root = root_of(inner)
     results = [inner[name] for name in root.operands] if root.opcode == "tuple" else [root]
     written = [_written(result, inner, program) for result in results]
     if _target(root) == START:
@@ -231,7 +221,7 @@ def _read(name: str, computation: Computation, program: Program) -> float:
         elif user.opcode == "bitcast":
             total += _read(user.name, computation, program)
         elif user.opcode == "fusion":
-            inner = program.computations[user.called["calls"][0]]
+            inner = program.fused(user)
             number = user.operands.index(name)
             inside = [i.name for i in inner.values() if i.opcode == "parameter" and int(i.operands[0]) == number]
             total += _read(inside[0], inner, program) if inside else computation[name].bytes
@@ -249,6 +239,6 @@ def _written(result: Instruction, computation: Computation, program: Program) ->
     if result.opcode == "dynamic-update-slice":
         return computation[result.operands[1]].bytes
     if result.opcode == "fusion":
-        inner = program.computations[result.called["calls"][0]]
-        return _written(next(i for i in inner.values() if i.root), inner, program)
+        inner = program.fused(result)
+        return _written(root_of(inner), inner, program)
     return result.bytes

@@ -15,15 +15,9 @@ from kosmos_jax.parallel.sharding import NamedSharding, P, Shardings
 DEPTH = 2
 
 
-def batch_shardings(model, mesh, shardings=None) -> dict:
-    """Sharding of every array of a batch.
-
-    Args:
-      model: config.model, for the modalities.
-      mesh: the mesh.
-      shardings: `Shardings`, or None for the default ones.
-    """
-    names = Shardings() if shardings is None else shardings
+def batch_shardings(model, mesh) -> dict:
+    """Sharding of every array of a batch; `model` is config.model, for the modalities."""
+    names = Shardings()
     specs = dict.fromkeys(("tokens", "targets", "segment_ids", "positions", "slots"), names.rows_abt)
     specs |= {"row_source": names.rows_ab, "media": dict.fromkeys(model.perception, names.items_an)}
     return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs, is_leaf=lambda spec: isinstance(spec, P))

@@ -44,20 +44,21 @@ class MetricWriter:
         """Closes what was written so far: a mounted bucket stores a file when it is closed, and not before."""
         if self.active:
             self.lines.publish()
-            self.board, part = None, self.board
             with self._board_errors("the last ones"):
-                if part:
-                    part.close()
+                self._close_board()
+
+    def _close_board(self) -> None:
+        self.board, part = None, self.board
+        if part:
+            part.close()
 
     @contextmanager
     def _board_errors(self, step):
         try:
             yield
         except OSError as error:
-            self.board, part = None, self.board
             with suppress(OSError):
-                if part:
-                    part.close()
+                self._close_board()
             log.error("step %s is missing in %s: %s", step, self.workdir / "tensorboard", error)
 
     def close(self) -> None:
@@ -90,12 +91,9 @@ class Screen:
     """A progress bar on a terminal, a plain line every `every` steps elsewhere."""
 
     def __init__(self, first_step: int, steps: int, every: int):
-        self.every = every
-        self.steps = steps
-        show = sys.stderr.isatty() and jax.process_index() == 0
-        self.bar = (
-            tqdm(total=steps, initial=first_step, desc="train", unit="step", dynamic_ncols=True) if show else None
-        )
+        self.every, self.steps, self.bar = every, steps, None
+        if sys.stderr.isatty() and jax.process_index() == 0:
+            self.bar = tqdm(total=steps, initial=first_step, desc="train", unit="step", dynamic_ncols=True)
 
     def show(self, step: int, numbers: dict) -> None:
         parts = {

@@ -15,16 +15,8 @@ from kosmos_jax.model.perception import ENCODERS
 
 log = logging.getLogger(__name__)
 PACKAGES = (
-    "jax",
-    "jaxlib",
-    "flax",
-    "optax",
-    "orbax-checkpoint",
-    "tensorflow",
-    "tensorflow-cpu",
-    "sentencepiece",
-    "numpy",
-)
+    "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow", "tensorflow-cpu", "sentencepiece", "numpy",
+)  # fmt: skip
 
 
 def _version(package: str) -> str | None:
@@ -38,10 +30,9 @@ def _commit() -> str | None:
     """The commit of the sources, with "+changes" when the working tree differs; None outside git."""
     here = Path(__file__).parent
     try:
-        git = lambda *args: subprocess.run(  # noqa: E731
-            ["git", *args], cwd=here, capture_output=True, text=True, check=True
-        ).stdout.strip()
-        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain") else "")
+        commands = ["git", "rev-parse", "HEAD"], ["git", "status", "--porcelain"]
+        commit, changes = (subprocess.check_output(words, cwd=here, stderr=subprocess.PIPE) for words in commands)
+        return commit.decode().strip() + ("+changes" if changes else "")
     except (OSError, subprocess.CalledProcessError):
         return None
 

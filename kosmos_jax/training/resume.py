@@ -48,9 +48,8 @@ def resume(workdir, manager, abstract_state, shardings, wait_seconds: float):
     """
     wanted = checkpoint.placed(abstract_state, shardings)
     folder = Path(manager.directory)
-    steps = json.loads(
-        exchange("steps to resume from", json.dumps(checkpoint.committed_steps(folder)), wait_seconds)[0]
-    )
+    own = json.dumps(checkpoint.committed_steps(folder))
+    steps = json.loads(exchange("steps to resume from", own, wait_seconds)[0])
     if jax.process_index() == 0 and (unfinished := checkpoint.unfinished_steps(folder)):
         log.warning("%s: the steps %s were never finished; they are not read, and may be deleted", folder, unfinished)
     damaged = []
@@ -158,7 +157,7 @@ def _unreadable_byte(folder: Path) -> OSError | None:
         (folder / checkpoint.COMMITTED).read_bytes()  # a disk may not show the folder at all
         for place, _, files in os.walk(folder, onerror=fail):
             for name in files:
-                with open(os.path.join(place, name), "rb") as file:
+                with Path(place, name).open("rb") as file:
                     while file.read(1 << 24):
                         pass
     except OSError as error:
@@ -187,22 +186,15 @@ def _free_name(path: Path) -> Path:
     return next(name for name in names if not name.exists())
 
 
-def _last_metrics(workdir: Path) -> int:
-    return max((line.get("step", 0) for line in read_lines(workdir / "metrics.jsonl")), default=0)
-
-
 def _refuse_lost_checkpoints(workdir: Path) -> None:
-    """A run that saved something and has no checkpoint any more must not begin anew in silence.
-
-    Raises:
-      UserError: it did.
-    """
+    """Raises a UserError for a run that saved something and has no checkpoint: it must not begin anew in silence."""
+    measured = max((line.get("step", 0) for line in read_lines(workdir / "metrics.jsonl")), default=0)
     if unreadable := sorted(path.name for path in (workdir / "checkpoints").glob("unreadable-*")):
         there = f"checkpoints/ holds {', '.join(unreadable)}"
     elif saved := ledger.last(workdir, "saved"):
         there = f"step {saved} was saved here"
     # A run that was killed before its first checkpoint has metrics too, but the ledger knows of their steps.
-    elif (measured := _last_metrics(workdir)) > ledger.last(workdir, "step"):
+    elif measured > ledger.last(workdir, "step"):
         there = f"metrics.jsonl has {measured} steps of another run"
     else:
         return

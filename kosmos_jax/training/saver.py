@@ -108,12 +108,12 @@ class Saver:
         Raises:
           PassingError: too many failed in a row.
         """
-        save()
-        self.finish()
-        while self._failed:
-            time.sleep(LAST_PAUSE)
+        while True:
             save()
             self.finish()
+            if not self._failed:
+                return
+            time.sleep(LAST_PAUSE)
 
     def close(self) -> None:
         """Waits for what is being written; what comes of it is logged, since the run has ended anyway.

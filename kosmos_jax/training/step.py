@@ -50,8 +50,7 @@ def make_train_step(graph, optimizer, config, schedule, source_names, layout: La
       train_step(state, batch) -> (state, metrics): batch arrays have a leading axis A of microbatches, whose gradients
       are summed before the one update; metrics are float32 scalars by name.
     """
-    training = config.training
-    names = tuple(source_names)
+    training, names = config.training, tuple(source_names)
 
     def train_step(state, batch):
         step_key = jax.random.fold_in(jax.random.key(config.seed), state.step)
@@ -67,9 +66,8 @@ def make_train_step(graph, optimizer, config, schedule, source_names, layout: La
 
         def accumulate(sums, inputs):
             microbatch, key = inputs
-            (loss, by_source), gradients = jax.value_and_grad(microbatch_loss, has_aux=True)(
-                state.trainable, microbatch, key
-            )
+            differentiate = jax.value_and_grad(microbatch_loss, has_aux=True)
+            (loss, by_source), gradients = differentiate(state.trainable, microbatch, key)
             return jax.tree.map(jnp.add, sums, (loss, by_source, gradients)), None
 
         zeros = (jnp.zeros(()), jnp.zeros((len(names), 2)), jax.tree.map(jnp.zeros_like, state.trainable))

@@ -170,9 +170,8 @@ class Run:
         self.report()
         config, weights = self.config, (self.state.average or self.state.trainable) | self.state.frozen
         try:
-            numbers = validation_losses(
-                weights, config, self.held_out, self.mesh, self.loss_of_batch, preemption.requested
-            )
+            stop = preemption.requested
+            numbers = validation_losses(weights, config, self.held_out, self.mesh, self.loss_of_batch, stop)
             if self.evaluate:
                 with preemption.interruptible():
                     numbers |= self.evaluate(self.made.graph, weights, config, self.tokenizer)
