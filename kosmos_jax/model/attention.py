@@ -104,5 +104,13 @@ class Attention(nnx.Module):
         return self.out(x_BTD if self.inner_norm is None else self.inner_norm(x_BTD))
 
     def __call__(self, x_BTD, kv_BSD=None, *, dropout_rate=0.0, key=None):
-        """Unmasked attention of `x` over `kv`."""
+        """Unmasked attention of `x` over `kv`.
+
+        Args:
+          x_BTD, kv_BSD: float; `kv` is `x` where it is None.
+          dropout_rate, key: of the attention weights.
+
+        Returns:
+          float[B, T, D].
+        """
         return self.output(attend(*self.project(x_BTD, kv_BSD), dropout_rate=dropout_rate, key=key))

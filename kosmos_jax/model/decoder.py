@@ -78,7 +78,14 @@ class DecoderLayer(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """A stack of sub-LN layers and a final LayerNorm; embeddings and the output head belong to `Kosmos`."""
+    """A stack of sub-LN layers and a final LayerNorm; embeddings and the output head belong to `Kosmos`.
+
+    Args:
+      config: config.model.text.
+      rngs: of the initial values.
+      dtype: of the arithmetic.
+      constrain, attention: see `Kosmos`.
+    """
 
     def __init__(self, config, rngs, dtype, constrain=unpinned, attention=packed_attention):
         self.config = config
@@ -89,7 +96,13 @@ class Decoder(nnx.Module):
         self.final_norm = layer_norm(config.width, rngs, dtype)
 
     def rotated(self, layer, x_BTD, positions_BT):
-        """This layer's queries, keys and values; the first two rotated when the config asks for xPos."""
+        """Queries, keys and values, float[B, T, H, K]; the first two rotated when the config asks for xPos.
+
+        Args:
+          layer: a `DecoderLayer`.
+          x_BTD: what it reads.
+          positions_BT: int[B, T], within each document.
+        """
         q, k, v = layer.attention.project(layer.attention_norm(x_BTD))
         return (q, k, v) if self.config.positions == "sinusoidal" else (*xpos(q, k, positions_BT), v)
 

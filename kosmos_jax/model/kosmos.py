@@ -29,9 +29,12 @@ class Kosmos(nnx.Module):
     Each modality of the config is a `Perception` under its own name, so that the parameters of images are those whose
     paths begin with image/.
 
-    `constrain(x, name)` pins the sharding of an activation: "act_btd" for the decoder's stream, "items_npd" for an
-    encoder's, and those between. The default does nothing; kosmos_jax.parallel.sharding has the names and makes one for
-    a mesh, and kosmos_jax.parallel.attention an `attention` for its devices.
+    Args:
+      config: config.model.
+      rngs: of the initial values.
+      constrain: (x, name) -> x, pins the sharding of an activation: "act_btd" for the decoder's stream, "items_npd" for
+        an encoder's, and those between; kosmos_jax.parallel.sharding has the names and makes one for a mesh.
+      attention: of packed rows; kosmos_jax.parallel.attention makes one for the devices of a mesh.
     """
 
     def __init__(self, config, rngs: nnx.Rngs, constrain=unpinned, attention=packed_attention):

@@ -100,6 +100,11 @@ class Plan:
 def mesh_sizes(config, topology: Topology, mesh_name: str) -> dict[str, int]:
     """The sizes of a preset of kosmos_jax.parallel.mesh for a model on a topology.
 
+    Args:
+      config: the complete config.
+      topology: the hardware.
+      mesh_name: the preset's.
+
     Raises:
       UserError: there is no such preset.
     """
@@ -183,7 +188,13 @@ def _plan(config, topology, mesh, step, batch, held, compile_seconds, **examined
 
 
 def model_flops(config, step, batch) -> dict[str, float]:
-    """By tower, as if every place of the batch (of jax.ShapeDtypeStruct) were filled."""
+    """By tower, as if every place of the batch were filled.
+
+    Args:
+      config: the complete config.
+      step: training.compile.Step.
+      batch: of jax.ShapeDtypeStruct.
+    """
     tokens = float(np.prod(batch["tokens"].shape))
     items = {name: float(np.prod(array.shape[:2])) for name, array in batch["media"].items()}
     return step_flops(config.model, list(step.abstract.trainable), config.data.seq_len, tokens, items)

@@ -84,6 +84,11 @@ def climb(config, topology: Topology, wanted: Climb) -> list[Plan]:
     They make a step fit. Where it fits they gather the weights more often and only help while reading memory is what
     takes longest, because smaller activations stay on a TPU's chip.
 
+    Args:
+      config: the complete config.
+      topology: the hardware.
+      wanted: mesh, remat and numbers of microbatches.
+
     Raises:
       UserError: none of them could be compiled.
     """
@@ -162,6 +167,11 @@ def meshes(config, topology: Topology) -> list[str]:
 
 def microbatch_counts(config, topology: Topology, mesh_name: str) -> list[int]:
     """Numbers of microbatches that divide the rows of each device, doubling at least from one to the next.
+
+    Args:
+      config: the complete config.
+      topology: the hardware.
+      mesh_name: a preset.
 
     Raises:
       UserError: the rows of a step do not divide over the devices.

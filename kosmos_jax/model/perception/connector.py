@@ -22,7 +22,15 @@ def _broadcast(queries_QD, features_NPD):
 
 
 class XConnector(nnx.Module):
-    """unilm/kosmos-2/unilm/models/connector.py: a linear map, then learned queries attend to [features; queries]."""
+    """unilm/kosmos-2/unilm/models/connector.py: a linear map, then learned queries attend to [features; queries].
+
+    Args:
+      config: the `connector` section of a modality.
+      tokens: Q, the learned queries.
+      encoder_width, width: d and D.
+      rngs: of the initial values.
+      dtype: of the arithmetic.
+    """
 
     STACKS = ()
 
@@ -59,7 +67,7 @@ class Perceiver(nnx.Module):
     """Flamingo's resampler (arXiv 2204.14198, A.1.1) with `layers` layers, after a linear map to the decoder's width.
 
     No biases in attention and feed-forward, exact GELU, a final LayerNorm: as in open implementations of it
-    (transformers' IdeficsPerceiverResampler, which has ReLU in GELU's place).
+    (transformers' IdeficsPerceiverResampler, which has ReLU in GELU's place). Arguments as of `XConnector`.
     """
 
     STACKS = ("layers",)
