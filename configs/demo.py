@@ -24,9 +24,7 @@ def get_config():
     data.sources = dict(
         text=dict(kind="pydoc", share=0.125, per_row=dict(image=0)),
         captions=dict(kind="digits", share=0.375, per_row=dict(image=10), augment=dict(image=augment)),
-        interleaved=dict(
-            kind="digit_documents", share=0.5, per_row=dict(image=14), augment=dict(image=dict(augment))
-        ),
+        interleaved=dict(kind="digit_documents", share=0.5, per_row=dict(image=14), augment=dict(image=dict(augment))),
     )
 
     config.training.update(
