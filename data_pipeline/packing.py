@@ -48,8 +48,8 @@ class Packer:
     def __init__(self, seq_len: int, per_row: Sequence[int]):
         """Args: per_row: places for items in a row, for each of K modalities."""
         self._seq_len, self._per_row = seq_len, np.array(per_row, np.int64).reshape(len(per_row))
-        (limited,) = np.nonzero(self._per_row)
-        self._knapsack = int(limited[0]) if len(limited) == 1 else None  # the one modality that rows have room for
+        (self._placed,) = np.nonzero(self._per_row)  # the modalities that rows have room for
+        self._knapsack = int(self._placed[0]) if len(self._placed) == 1 else None
         self._shortest = int(seq_len * SHORTEST_PIECE)
         self._waiting: list[tuple[int, int, np.ndarray]] = []  # document, cost, items
         self._waiting_cost = 0
@@ -126,8 +126,7 @@ class Packer:
             bisect.insort(self._open, row, key=lambda row: row.room)
             if len(self._open) > OPEN_ROWS:
                 # A row without places for items is closed before one that is nearly full of tokens.
-                limited = self._per_row > 0
-                full = (i for i, row in enumerate(self._open) if limited.any() and not row.item_room[limited].any())
+                full = (i for i, row in enumerate(self._open) if not row.item_room[self._placed].any())
                 self._closed.append(self._open.pop(next(full, 0)))
 
     def _best_place(self, cuts: np.ndarray, items: np.ndarray, start: int, done: np.ndarray) -> tuple[Row, int]:

@@ -60,10 +60,9 @@ def _key_problems(config, perception_keys) -> Iterator[str]:
 
     wanted = [key for key in dotted_keys(kosmos1.get_config()) if not key.startswith(OPEN_SECTIONS)]
     modalities = config.get("model", {}).get("perception", {})
-    sections = {"model.perception": modalities} | {
-        f"model.perception.{name}": section
-        for name, section in (modalities.items() if hasattr(modalities, "items") else ())
-    }
+    sections = {"model.perception": modalities}
+    if hasattr(modalities, "items"):
+        sections |= {f"model.perception.{name}": section for name, section in modalities.items()}
     if wrong := [key for key, section in sections.items() if not hasattr(section, "items")]:
         yield from (f"{key} must be a section with keys" for key in wrong)
         return

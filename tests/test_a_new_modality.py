@@ -52,12 +52,8 @@ class TouchHost:
 class Touch(nnx.Module):
     """Every reading is a vector of its own."""
 
-    DTYPES, KEYS, STACKS, SHARDINGS = (
-        ("float32",),
-        ("width",),
-        (),
-        ((r"reading/kernel", "widen_df"), (r"reading/bias", "replicated")),
-    )
+    DTYPES, KEYS, STACKS = ("float32",), ("width",), ()
+    SHARDINGS = ((r"reading/kernel", "widen_df"), (r"reading/bias", "replicated"))
 
     def __init__(self, config, shape, rngs, dtype, constrain=unpinned):
         self.width, self.reading = config.width, linear(1, config.width, rngs, dtype)

@@ -75,7 +75,10 @@ def open_item(part: Part, found: Sequence[Modality]) -> Item:
         kind = next((name for name in names if part.suffix.lower() in host(name).SUFFIXES), next(iter(names), "file"))
         part = Media(kind, _read(part, kind))
     if isinstance(part, bytes):
-        part = Media(_modality_of(part, names), part)
+        for name in names:
+            with contextlib.suppress(MediaError):
+                return Item(name, host(name).decode(part, f"{name} in the prompt"))
+        part = Media(next(iter(names), "file"), part)  # for the first one's message
     kind = part.kind if isinstance(part, Media | Item) else None
     if kind is not None and kind not in names:
         raise UserError(f"the prompt has {kind}; this model reads {', '.join(['text', *names])}")
@@ -89,15 +92,6 @@ def open_item(part: Part, found: Sequence[Modality]) -> Item:
     form = f"{part.dtype}{list(part.shape)}" if isinstance(part, np.ndarray) else type(part).__name__
     forms = "; ".join(f"{name}: {host(name).FORMS}" for name in names)
     raise UserError(f"a prompt is made of text and media, a file's bytes or its Path ({forms}), not of {form}")
-
-
-def _modality_of(data: bytes, names: Sequence[str]) -> str:
-    """The first modality that decodes a file's bytes; the first of all if none does, for its message."""
-    for name in names:
-        with contextlib.suppress(MediaError):
-            host(name).decode(data, name)
-            return name
-    return next(iter(names), "file")
 
 
 class EncodedPrompt(NamedTuple):

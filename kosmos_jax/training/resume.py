@@ -186,15 +186,22 @@ def _free_name(path: Path) -> Path:
     return next(name for name in names if not name.exists())
 
 
+def _last_metrics(workdir: Path) -> int:
+    return max((line.get("step", 0) for line in read_lines(workdir / "metrics.jsonl")), default=0)
+
+
 def _refuse_lost_checkpoints(workdir: Path) -> None:
-    """Raises a UserError for a run that saved something and has no checkpoint: it must not begin anew in silence."""
-    measured = max((line.get("step", 0) for line in read_lines(workdir / "metrics.jsonl")), default=0)
+    """A run that saved something and has no checkpoint any more must not begin anew in silence.
+
+    Raises:
+      UserError: it did.
+    """
     if unreadable := sorted(path.name for path in (workdir / "checkpoints").glob("unreadable-*")):
         there = f"checkpoints/ holds {', '.join(unreadable)}"
     elif saved := ledger.last(workdir, "saved"):
         there = f"step {saved} was saved here"
     # A run that was killed before its first checkpoint has metrics too, but the ledger knows of their steps.
-    elif measured > ledger.last(workdir, "step"):
+    elif (measured := _last_metrics(workdir)) > ledger.last(workdir, "step"):
         there = f"metrics.jsonl has {measured} steps of another run"
     else:
         return

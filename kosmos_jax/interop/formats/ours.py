@@ -21,8 +21,8 @@ from kosmos_jax.interop.formats.base import (
 )
 from kosmos_jax.interop.tensors import Weights
 
-# What `kosmos export` writes around the sections that are ours.
 ENCODERS = ("clip", "whisper")  # of torch_files/kosmos_torch.py
+# What `kosmos export` writes around the sections that are ours.
 SECTIONS = ("text", "perception")
 REMOTE_CODE = Fields(fixed=IDS | dict(model_type="kosmos-jax"), harmless=TRANSFORMERS | {*SECTIONS})
 TORCH = Fields(harmless=("model", "dtype"))
