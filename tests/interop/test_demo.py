@@ -20,10 +20,13 @@ DIGITS = 64
 
 @pytest.mark.slow
 def test_the_exported_demo_answers_as_in_jax(tmp_path):
-    """An eighth of the demo's training: enough for answers that depend on the image."""
+    """A sixth of the demo's training, most of it captions: enough for answers that depend on the image."""
     jax.config.update("jax_disable_most_optimizations", False)  # that many steps are worth compiling well
-    overrides = ["training.steps=150", "training.eval_every=0", "evaluation.tasks=()"]
-    assert train(apply_overrides(demo.get_config(), overrides), tmp_path / "run") == 0
+    config = demo.get_config()
+    del config.data.sources.interleaved
+    config.data.sources.captions.share = 0.875
+    overrides = ["training.steps=250", "training.eval_every=0", "evaluation.tasks=()"]
+    assert train(apply_overrides(config, overrides), tmp_path / "run") == 0
     images = [Image.open(io.BytesIO(image)) for image in builtin.digits("test")[0][:DIGITS]]
     generator = kosmos_jax.load(tmp_path / "run")
     ours = generator.generate([[image, builtin.CAPTION_PROMPT] for image in images], max_new_tokens=8)
@@ -38,4 +41,4 @@ def test_the_exported_demo_answers_as_in_jax(tmp_path):
 
     print(f"{len(set(ours))} different answers, such as {sorted(set(ours))[:3]}")
     assert theirs == ours
-    assert len(set(ours)) > 1
+    assert len(set(ours)) > 5
