@@ -63,7 +63,7 @@ def generate(models, rows: int):
     """Greedy generation of `NEW` tokens for `rows` prompts, each with an image; encoding it is part of the work."""
     import numpy as np
 
-    from kosmos_jax.inference.engine import Generator
+    from kosmos_jax.inference.generator import Generator
     from kosmos_jax.inference.prompts import EncodedPrompt
     from kosmos_jax.modality import modalities
 
@@ -75,7 +75,7 @@ def generate(models, rows: int):
         modalities=modalities(models.config),
     )
     generator = Generator(models.config, models.params, layout)
-    generator._allowed_V = generator._allowed_V.at[layout.eos].set(False)  # nobody ends early
+    generator.engine.allowed[layout.eos] = False  # nobody ends early
     starts = np.argmax(slots >= 0, axis=1)
     prompts = [EncodedPrompt(ids[b], ("image",), starts[b : b + 1], {"image": [pixels[b]]}) for b in range(rows)]
 

@@ -17,7 +17,7 @@ from data_pipeline.documents import Document, Media, MediaError, Text
 from data_pipeline.media import MEDIA
 from kosmos_jax import checkpoint
 from kosmos_jax.config import from_json, to_json, validate
-from kosmos_jax.inference.engine import Generator
+from kosmos_jax.inference.generator import Generator
 from kosmos_jax.model.layers import linear, unpinned
 from kosmos_jax.model.perception import ENCODERS
 from kosmos_jax.parallel.mesh import make_mesh

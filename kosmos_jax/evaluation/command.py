@@ -8,7 +8,7 @@ from kosmos_jax.config import apply_overrides, load_config
 from kosmos_jax.evaluation.pictures import draw_answers, draw_losses
 from kosmos_jax.evaluation.report import table, write_json
 from kosmos_jax.evaluation.tasks import run_tasks
-from kosmos_jax.inference.engine import Generator
+from kosmos_jax.inference.generator import Generator
 from kosmos_jax.programs import keep_programs
 
 

@@ -187,7 +187,7 @@ def run_tasks(generator, config, split: str) -> dict[str, Result]:
     """All of `config.evaluation.tasks`, by name.
 
     Args:
-      generator: inference.engine.Generator.
+      generator: inference.generator.Generator.
       config: the complete config; `evaluation.examples` bounds the questions, or documents, of each task.
       split: "train", "validation" or "test".
 
@@ -217,7 +217,7 @@ def during_training(split: str = "validation"):
 
     def evaluate(graph, params, config, tokenizer) -> dict[str, float]:
         nonlocal generator
-        from kosmos_jax.inference.engine import Generator
+        from kosmos_jax.inference.generator import Generator
 
         # On one device without its mesh, so that `kosmos eval` finds the programs that are compiled here.
         if all(len(leaf.sharding.device_set) == 1 for leaf in params.values()):

@@ -14,7 +14,7 @@ def load(checkpoint):
       UserError: there is no checkpoint, or it cannot be read.
     """
     from kosmos_jax.checkpoint import restore
-    from kosmos_jax.inference.engine import Generator
+    from kosmos_jax.inference.generator import Generator
     from kosmos_jax.programs import keep_programs
 
     keep_programs()

@@ -1,5 +1,6 @@
 """`kosmos generate`."""
 
+import dataclasses
 import json
 
 from kosmos_jax.inference import load
@@ -25,4 +26,4 @@ def generate(args):
         seed=args.seed,
     )
     for prompt, completion in zip(args.prompt, completions, strict=True):
-        print(json.dumps(dict(prompt=prompt, **completion._asdict())) if args.json else completion.text)
+        print(json.dumps(dict(prompt=prompt, **dataclasses.asdict(completion))) if args.json else completion.text)

@@ -1,269 +1,488 @@
-"""Generation as users see it: prompts of text and media in, text out."""
+"""The engine: prompts wait, are read piece by piece, and continue in slots beside each other.
 
-import math
-from collections.abc import Sequence
-from functools import partial
-from numbers import Integral, Real
-from typing import NamedTuple
+A turn of the engine (`Engine.step`) reads some pieces of waiting prompts and then lets every pool of slots generate for
+one dispatch. So requests enter and leave at every turn, and a long prompt does not hold up the others.
+"""
 
-import jax
-import jax.numpy as jnp
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
 import numpy as np
-from flax import nnx
 
 from data_pipeline.documents import Document, Text
 from kosmos_jax.errors import UserError
-from kosmos_jax.inference import beam, decoding
-from kosmos_jax.inference.prompts import EncodedPrompt, Prompt, bucket, collate, encode_prompt, is_item
-from kosmos_jax.model import abstract_model, with_parameters
+from kosmos_jax.inference import text, trie
+from kosmos_jax.inference.device import JUMP, Device
+from kosmos_jax.inference.options import INT32, MOST_BRANCHES, MOST_STOP_IDS, Completion, Options, Score
+from kosmos_jax.inference.prompts import EncodedPrompt, power_of_two
+from kosmos_jax.inference.reading import Item, Reader, items_of, piece
+from kosmos_jax.inference.slots import Rules
 from kosmos_jax.model.positions import most_positions
 
-# Tokens between two looks at the text, when there are stop strings.
-STOP_INTERVAL = 16
-# Tokens, padding included, that are read together at most: the scores of attention need memory for their squares.
-GROUP_TOKENS = 16_384
+# Items of each modality whose vectors are kept, and numbers of items that are encoded together.
+PLACES, COUNTS = 64, (1, 2, 4, 8)
+# Entries of a pool's cache, at most, where pools are made as they are needed.
+POOL_ENTRIES = 32_768
+# Tokens of continuations that make a page longer, at most; more are scored one after another.
+SCORED_TOGETHER = 512
 
 
-class Completion(NamedTuple):
-    """What the model wrote after one prompt.
+@dataclass(eq=False)
+class Request:
+    """A prompt on its way; `done` once nothing more comes.
 
     Attributes:
-      text: without the stop string.
-      tokens: its ids, </s> excluded; with a stop string, up to the token that completes it.
-      finish: "end" (the model wrote </s>), "stop" (a stop string) or "length".
+      prompt: what is read.
+      items: its media.
     """
 
-    text: str
-    tokens: list[int]
-    finish: str
+    prompt: EncodedPrompt
+    items: list[Item]
+    done: bool
 
 
-class Generator:
-    """A model ready to continue prompts.
+@dataclass(eq=False)
+class Generation(Request):
+    """A prompt with the texts that follow it, which grow at every turn of the engine.
 
-        generator = load("out/demo")
-        generator.generate([picture, "plus", sound, "equals"])
-
-    Compiled programs are cached for each bucket of rows, tokens and items (prompts.py), so only the first prompts of a
-    new size wait for the compiler.
+    Attributes:
+      options: how it continues.
+      completions: as far as they are; n of them.
+      written: of each, all tokens so far, with the one that ends it.
+      pool: the kind of slot that it needs.
+      node: where a choice stands in its trie, None for a free text.
+      admitted: whether it is in its slot.
     """
 
-    def __init__(self, config, params, tokenizer, max_rows: int = 32):
-        """Copies the weights into the form that generation wants.
+    options: Options
+    completions: list[Completion]
+    written: list[list[int]]
+    pool: tuple[int, int]
+    node: trie.Node | None
+    admitted: bool = False
+
+    @property
+    def budget(self) -> int:
+        """Tokens that a dispatch may write: a choice looks at each."""
+        if not self.admitted:
+            return 0
+        return INT32 if self.node is None else 1
+
+
+@dataclass(eq=False)
+class Scoring(Request):
+    """A prompt with given continuations and, once done, their scores.
+
+    Attributes:
+      length: of the page that it is read in.
+      continuations: int32[n] each.
+      top: how many of the most likely tokens to tell.
+      scores: in the order of the continuations.
+    """
+
+    length: int
+    continuations: list[np.ndarray]
+    top: int
+    scores: list[Score]
+
+
+@dataclass(eq=False)
+class Pool:
+    """The slots of one length and number of branches, and who is in them."""
+
+    length: int
+    branches: int
+    jobs: list[Generation | None] = field(default_factory=list)
+
+    @property
+    def key(self) -> tuple[int, int]:
+        return self.length, self.branches
+
+    @property
+    def live(self) -> list[tuple[int, Generation]]:
+        """The slots that are taken."""
+        return [(b, job) for b, job in enumerate(self.jobs) if job is not None]
+
+
+class Engine:
+    """Takes requests at any time and moves them all on at every `step`.
+
+    Attributes:
+      allowed: ids that may be generated at all.
+      waiting: requests that are not being read yet, first come first.
+    """
+
+    def __init__(self, config, params, tokenizer, *, max_rows=32, pools=None, chunk=32, steps=16, pieces=None):
+        """Makes an engine with nothing to do.
 
         Args:
           config: config.model.
           params: path -> array, see model.parameters.
           tokenizer: data_pipeline.tokenizer.Tokenizer.
-          max_rows: prompts read together at most; more are taken in groups.
+          max_rows: texts that are written side by side at most, where pools are made as needed.
+          pools: (length, branches) -> slots, if only these shall be there: nothing is then compiled after the first
+            request of each kind, and results do not depend on the traffic in any bit. None makes pools as needed.
+          chunk: tokens of a piece of a prompt; lengths are multiples of it.
+          steps: tokens at most that a turn writes in each branch.
+          pieces: of prompts that a turn reads at most, while others write; None for all.
         """
-        self.config, self.tokenizer, self.max_rows = config, tokenizer, max_rows
-        self._training_graph, _ = abstract_model(config)
-        self._convert = nnx.jit(lambda params: decoding.for_generation(with_parameters(self._training_graph, params)))
-        self.update(params)
-        graph = self._graph
-        self._prefill = jax.jit(partial(decoding.prefill, graph), static_argnames="room")
-        self._begin = jax.jit(decoding.begin, static_argnames=("room", "greedy"), donate_argnames="cache")
-        self._advance = jax.jit(partial(decoding.advance, graph), static_argnames="greedy", donate_argnames="state")
-        self._search = jax.jit(partial(beam.beam_search, graph), static_argnames=("width", "room"))
-        self._score = jax.jit(partial(decoding.score, graph))
+        self.config, self.tokenizer, self._chunk, self._pieces = config, tokenizer, chunk, pieces
+        self._fixed, self._max_rows, self._most = pools, max_rows, most_positions(config.text)
+        for length, branches in pools or ():
+            if length % chunk or not 1 <= branches <= MOST_BRANCHES:
+                raise UserError(
+                    f"a pool of length {length} with {branches} branches: a length is a multiple of {chunk}, and "
+                    f"branches are 1 to {MOST_BRANCHES}"
+                )
+        self._pools = {key: Pool(*key) for key in sorted(pools or ())}
+        counts, found = COUNTS[2:3] if pools else COUNTS, tokenizer.modalities
+        longest = max(length for length, _ in pools) if pools else min(2048, self._most)
+        blocks = longest // chunk
+        vectors = max(1, sum(PLACES * modality.tokens for modality in found))
+        shapes = dict(vectors=vectors, chunk=chunk, steps=steps, blocks=blocks)
+        self.device = Device(config, params, eos=tokenizer.eos, **shapes)
+        self.reader = Reader(self.device, found, PLACES, counts, blocks)
+        self.waiting: deque[Request] = deque()
+        self._current: tuple[Request, Iterator] | None = None
+        self._random = np.random.default_rng()
         ids = np.arange(config.text.vocab_size)
         # Pieces lie between <unk> and the first tag, <mask>. Of the tags, only the end and a new line are text.
         is_piece = (ids > tokenizer.unk) & (ids < tokenizer.mask)
-        self._allowed_V = jnp.asarray(is_piece | np.isin(ids, [tokenizer.eos, tokenizer.line]))
+        self.allowed = is_piece | np.isin(ids, [tokenizer.eos, tokenizer.line])
 
     def update(self, params):
-        """Takes new weights of the same model, as training has them; nothing is compiled again."""
-        self._graph, self._weights = nnx.split(self._convert(dict(params)))
-
-    def generate(self, prompts: Prompt | Sequence[Prompt], **options) -> str | list[str]:
-        """The text that follows a prompt, or each of several.
-
-        Args:
-          prompts: a prompt is a str, an item, or a list of texts and items of which at least one is an item; any other
-            list is a list of prompts. See `prompts.Part` for the forms of an item.
-          **options: see `complete`.
-
-        Returns:
-          A str for one prompt, a list of them for a list.
-        """
-        if _is_one_prompt(prompts):
-            return self.complete([prompts], **options)[0].text
-        return [completion.text for completion in self.complete(prompts, **options)]
-
-    def complete(
-        self,
-        prompts: Sequence[Prompt | EncodedPrompt],
-        *,
-        max_new_tokens: int = 64,
-        temperature: float = 0.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        beams: int = 1,
-        length_penalty: float = 1.0,
-        stop: str | Sequence[str] = (),
-        seed: int = 0,
-    ) -> list[Completion]:
-        """As `generate`, with tokens and the reason for the end; always a list of prompts.
-
-        Args:
-          prompts: as `generate` takes them, or encoded already.
-          max_new_tokens: at most, </s> included.
-          temperature: 0 takes the most likely token; above, tokens are sampled.
-          top_k, top_p: limits for sampled tokens, see `sampling.truncate`; 0 and 1 are none.
-          beams: width of the beam search; 1 is none.
-          length_penalty: of the beam search, see beam.py.
-          stop: texts before which to end. They may begin and end inside of tokens. A beam search is cut afterwards.
-          seed: of sampled tokens, an int64: (seed, place in `prompts`) decides, whatever stands in the other prompts.
+        """Takes new weights of the same model; nothing is compiled again.
 
         Raises:
-          UserError: an option or a prompt that cannot be.
+          UserError: something is being generated.
         """
-        _check_options(max_new_tokens, temperature, top_k, top_p, beams, length_penalty, seed)
-        stop = tuple(filter(None, [stop] if isinstance(stop, str) else stop or ()))
-        if not all(isinstance(text, str) for text in stop):
-            raise UserError(f"stop is {stop!r}; it must be a text or several")
-        encoded = self._encode(prompts)
-        for row in encoded:
-            self._check_length(len(row.tokens) + max_new_tokens)
-        halves = np.array(divmod(int(seed) % 2**64, 2**32), np.uint32)
-        most = self.config.text.vocab_size
-        numbers = (np.float32(temperature), np.int32(min(top_k, most)), np.float32(top_p), halves)
-        limit, room, greedy = np.int32(max_new_tokens), bucket(max_new_tokens), temperature == 0
+        if self.busy:
+            raise UserError("new weights while texts are being written; finish or cancel them first")
+        self.device.update(params)
+        self.release()
 
-        def complete_group(group, places):
-            batch, lengths_B = self._collate(group)
-            places_B = np.resize(places.astype(np.int32), len(lengths_B))
-            rules = decoding.Rules(self._allowed_V, self.tokenizer.eos, self.tokenizer.pad, *numbers, places_B)
-            logits_BV, cache = self._prefill(self._weights, batch, room=room)
-            if beams > 1:
-                arguments = (logits_BV, cache, lengths_B, rules, limit, np.float32(length_penalty))
-                tokens_BG = np.asarray(self._search(self._weights, *arguments, width=beams, room=room))
-                return [self._completion(row, stop) for row in tokens_BG[: len(group)]]
-            state = self._begin(logits_BV, cache, lengths_B, rules, room=room, greedy=greedy)
-            return self._finish(state, rules, len(group), max_new_tokens, greedy, stop)
+    def release(self):
+        """Frees all memory but that of the weights, once there is nothing to do."""
+        self.device.release()
+        self.reader.forget()
+        self._pools = {key: Pool(*key) for key in sorted(self._fixed or ())}
 
-        return self._in_groups(complete_group, encoded)
+    @property
+    def busy(self) -> bool:
+        """Whether some request is not done."""
+        return bool(self.waiting or self._current or any(pool.live for pool in self._pools.values()))
 
-    def _finish(self, state, rules, rows, limit, greedy, stop):
-        """Runs the loop: at one go, or looking at the text now and then when there are stop strings."""
-        interval = STOP_INTERVAL if stop else limit
-        for until in [*range(interval, limit, interval), limit]:
-            state = self._advance(self._weights, state, rules, np.int32(until), greedy=greedy)
-            completions = [self._completion(row, stop) for row in np.asarray(state.tokens_BG[:rows])]
-            ended_B = np.array(state.ended_B)
-            ended_B[:rows] |= [completion.finish == "stop" for completion in completions]
-            if ended_B.all():
-                break
-            state = state._replace(ended_B=ended_B)
-        return completions
-
-    def _completion(self, tokens_G, stop) -> Completion:
-        ends = np.flatnonzero(np.isin(tokens_G, [self.tokenizer.eos, self.tokenizer.pad]))
-        tokens = tokens_G[: ends[0] if len(ends) else None].tolist()
-        finish = "end" if len(ends) and tokens_G[ends[0]] == self.tokenizer.eos else "length"
-        text = self.tokenizer.decode(tokens)
-        cut = min((place for place in map(text.find, stop) if place >= 0), default=None)
-        if cut is None:
-            return Completion(text, tokens, finish)
-        holds_stop = lambda n: any(s in self.tokenizer.decode(tokens[:n]) for s in stop)  # noqa: E731
-        return Completion(text[:cut], tokens[: next(filter(holds_stop, range(len(tokens) + 1)))], "stop")
-
-    def score(
-        self, prompts: Sequence[Prompt | EncodedPrompt], continuations: Sequence[str | Sequence[int]]
-    ) -> list[tuple[float, int]]:
-        """How likely the model finds given continuations: for multiple choice and perplexity.
-
-        Args:
-          prompts: one for each continuation.
-          continuations: texts, or ids, which may hold </s>.
-
-        Returns:
-          For each (sum of log-probabilities, number of tokens).
+    def generate(self, prompt: EncodedPrompt, options: Options) -> Generation:
+        """Queues a prompt to continue.
 
         Raises:
-          UserError: a prompt that cannot be, a token that is no id of the model, or too many of them.
+          UserError: it is too long, or an option does not suit the model.
         """
-        encoded = self._encode(prompts)
-        if len(encoded) != len(continuations):
-            raise UserError(f"{len(encoded)} prompts and {len(continuations)} continuations; give one for each")
-        followed = []
-        for i, (prompt, continuation) in enumerate(zip(encoded, continuations, strict=True)):
-            ids = self._ids(continuation, f"continuation {i}")
-            followed.append((prompt.followed_by(ids), len(ids)))
-            self._check_length(len(prompt.tokens) + len(ids))
+        node, told = None, options.top_logprobs is not None
+        self._bias(options)
+        completions = [Completion("", [], "", *([], []) if told else ()) for _ in range(options.n)]
+        written = [[] for _ in range(options.n)]
+        if options.choice is not None:
+            root = trie.trie(map(self.ids_of, options.choice), self.tokenizer.eos)
+            written = [root.way_out()]
+            node, prompt = root.after(written[0]), prompt.followed_by(written[0])
+        pool = self._pool(len(prompt.tokens), options, node)
+        request = Generation(prompt, items_of(prompt), False, options, completions, written, pool, node)
+        if node is not None and not node:  # one text alone
+            self._finish(request, completions[0], written[0], running=False)
+            request.done = True
+        else:
+            self.waiting.append(request)
+        return request
 
-        def score_group(group, places):
-            batch, _ = self._collate(group)
-            targets_BT = np.full_like(batch.tokens_BT, -1)
-            for b, place in enumerate(places):
-                n = followed[place][1]
-                targets_BT[b, -n - 1 : -1] = group[b].tokens[len(group[b].tokens) - n :]
-            sums = np.asarray(self._score(self._weights, batch, targets_BT))
-            return [(float(sums[b]), followed[place][1]) for b, place in enumerate(places)]
+    def score(self, prompt: EncodedPrompt, continuations: Sequence[np.ndarray], top: int = 0) -> Scoring:
+        """Queues a prompt whose given continuations are to be scored.
 
-        return self._in_groups(score_group, [row for row, _ in followed])
+        Args:
+          prompt: what they follow.
+          continuations: ids of each.
+          top: how many of the most likely tokens to tell at each place.
 
-    def _encode(self, prompts) -> list[EncodedPrompt]:
-        if not isinstance(prompts, list | tuple):
-            raise UserError(f"prompts is one {type(prompts).__name__}; give a list of prompts, or take generate")
-        encoded = [p if isinstance(p, EncodedPrompt) else encode_prompt(p, self.tokenizer) for p in prompts]
-        for i, prompt in enumerate(encoded):
-            self._ids(prompt.tokens, f"prompt {i}")
-        return encoded
+        Raises:
+          UserError: prompt and continuation are too long.
+        """
+        n, lengths = len(prompt.tokens), [len(continuation) for continuation in continuations]
+        self._check_positions(n, max(lengths, default=0))
+        begin, wanted = self._rounded(n - 1), [self._rounded(sum(lengths)), self._rounded(max(lengths, default=0))]
+        least = max(wanted[1], SCORED_TOGETHER)
+        length = self._page(begin + min(wanted[0], least)) or self._page(begin + wanted[1])
+        if length is None:
+            raise UserError(f"prompt and continuation need {begin + wanted[1]} places; the longest pool has fewer")
+        request = Scoring(prompt, items_of(prompt), False, length, list(continuations), top, [])
+        self.waiting.append(request)
+        return request
 
-    def _ids(self, text: str | Sequence[int], where: str) -> np.ndarray:
-        """int32[n]: the ids of a text, or given ones if the model has them; the embedding of others would be NaN."""
-        if isinstance(text, str):
-            return self.tokenizer.encode_document(Document((Text(text),), where).parts).tokens
-        size = self.config.text.vocab_size
-        for place, token in enumerate(ids := list(text)):
-            if not isinstance(token, Integral) or not 0 <= token < size:
-                raise UserError(f"{where}: its token {place} is {token}; this model has the ids 0 to {size - 1}")
-        return np.array(ids, np.int32)
+    def cancel(self, request: Request):
+        """Ends a request; its slot is free at the next turn."""
+        request.done = True
+        if request in self.waiting:
+            self.waiting.remove(request)
+        for pool in self._pools.values():
+            pool.jobs = [None if job is request else job for job in pool.jobs]
 
-    def _in_groups(self, function, encoded: list[EncodedPrompt]) -> list:
-        """function(rows, their places) in groups of prompts of similar length; results in the order of the prompts."""
-        order = sorted(range(len(encoded)), key=lambda i: len(encoded[i].tokens))
-        results = {}
-        while order:
-            rows = min(self.max_rows, len(order))
-            while rows > 1 and rows * len(encoded[order[rows - 1]].tokens) > GROUP_TOKENS:
-                rows -= 1
-            places, order = np.array(order[:rows]), order[rows:]
-            results.update(zip(places.tolist(), function([encoded[i] for i in places], places), strict=True))
-        return [results[i] for i in range(len(encoded))]
+    def step(self):
+        """One turn: reads pieces of prompts, then every pool writes."""
+        writing = any(pool.live for pool in self._pools.values())
+        left = self._pieces if writing and self._pieces else None
+        while left != 0 and (self._current or self._start()):
+            request, work = self._current
+            if request.done or next(work, self) is self:
+                self._current = None
+            elif left:
+                left -= 1
+        for pool in self._pools.values():
+            if any(job.admitted for _, job in pool.live):
+                self._write(pool)
 
-    def _collate(self, group: list[EncodedPrompt]):
-        batch = collate(group, self.tokenizer.pad, self.tokenizer.modalities)
-        return batch, batch.segments_BT.sum(axis=1, dtype=np.int32)
+    def _start(self) -> bool:
+        """Takes the first request that can be read now out of the queue; False if there is none."""
+        for request in self.waiting:
+            if isinstance(request, Scoring):
+                self._current = request, self._scored(request)
+            elif (place := self._free_slot(request)) is not None:
+                pool, b = place
+                pool.jobs[b] = request
+                self._current = request, self._admitted(request, pool, b)
+            else:
+                continue
+            self.waiting.remove(request)
+            return True
+        return False
 
-    def _check_length(self, tokens: int):
-        most = most_positions(self.config.text)
-        if tokens > most:
+    def _free_slot(self, request: Generation) -> tuple[Pool, int] | None:
+        pool = self._pools.setdefault(request.pool, Pool(*request.pool))
+        if self._fixed is not None and not pool.jobs:
+            self._resize(pool, self._fixed[pool.key])
+        if self._fixed is None:
+            same = sum(isinstance(other, Generation) and other.pool == pool.key for other in self.waiting)
+            most = min(max(1, self._max_rows // pool.branches), max(1, POOL_ENTRIES // pool.length))
+            rows = min(most, power_of_two(len(pool.live) + same))
+            if not pool.live and pool.jobs and rows < len(pool.jobs):
+                self.device.remove(pool.key)
+                pool.jobs = []
+            if rows > len(pool.jobs):
+                self._resize(pool, rows)
+        return (pool, pool.jobs.index(None)) if None in pool.jobs else None
+
+    def _resize(self, pool: Pool, rows: int):
+        self.device.resize(pool.key, rows)
+        pool.jobs += [None] * (rows - len(pool.jobs))
+
+    def _later(self) -> Iterator[Item]:
+        return (item for request in self.waiting for item in request.items)
+
+    def _admitted(self, request: Generation, pool: Pool, b: int) -> Iterator:
+        """Reads a prompt and puts it in its slot."""
+        prompt, (length, _) = request.prompt, pool.key
+        n = len(prompt.tokens)
+        yield from self.reader.read(prompt, request.items, n - 1, length, self._later())
+        ids_S = np.full(length, -1, np.int32)
+        ids_S[:n] = prompt.tokens
+        for kind, start in zip(prompt.kinds, prompt.starts, strict=True):
+            ids_S[start : start + self.reader.tokens(kind)] = -1
+        self.device.admit(pool.key, b, ids_S, n, self._rules(request))
+        request.admitted = True
+
+    def _rules(self, request: Generation) -> Rules:
+        options, ends = request.options, np.full(1 + MOST_STOP_IDS, -1, np.int32)
+        ids = [*([] if options.ignore_eos else [self.tokenizer.eos]), *options.stop_ids]
+        ends[: len(ids)] = ids
+        seed = self._random.integers(-(2**63), 2**63) if options.seed is None else int(options.seed)
+        choice = request.node is not None
+        return Rules(
+            bias_BV=self._bias(options, request.node),
+            ends_BE=ends,
+            minimum_B=np.int32(0 if choice else options.min_new_tokens),
+            limit_B=np.int32(self._limit(options, request.node)),
+            temperature_B=np.float32(options.temperature),
+            top_k_B=np.int32(min(options.top_k, self.config.text.vocab_size)),
+            top_p_B=np.float32(options.top_p),
+            min_p_B=np.float32(options.min_p),
+            repetition_B=np.float32(options.repetition_penalty),
+            ngram_B=np.int32(options.no_repeat_ngram),
+            seed_B2=np.array(divmod(seed % 2**64, 2**32), np.uint32),
+            place_B=np.int32(options.place),
+            top_B=np.int32(options.top_logprobs or 0),
+            beams_B=np.int32(options.beams if options.beams > 1 else 0),
+            length_penalty_B=np.float32(options.length_penalty),
+            results_B=np.int32(options.n),
+        )
+
+    def _bias(self, options: Options, node: trie.Node | None = None) -> np.ndarray:
+        """float32[V]: what is added to the logits, -inf for what must not come.
+
+        Raises:
+          UserError: an id that cannot come.
+        """
+        eos, ids = self.tokenizer.eos, [*(options.allowed or ()), *(options.bias or ()), *options.stop_ids]
+        for token in ids:
+            if not (isinstance(token, int | np.integer) and 0 <= token < len(self.allowed) and self.allowed[token]):
+                raise UserError(f"{token} is no id that this model writes: those are pieces of text, not tags")
+        allowed = self.allowed
+        if node is not None or options.allowed is not None:
+            only = list(node) if node is not None else [*options.allowed, eos]
+            allowed = allowed & np.isin(np.arange(len(allowed)), only)
+        if options.ignore_eos:
+            allowed = allowed & (np.arange(len(allowed)) != eos)
+        bias_V = np.where(allowed, 0, -np.inf).astype(np.float32)
+        for token, value in (options.bias or {}).items():
+            bias_V[token] += value
+        return bias_V
+
+    def _write(self, pool: Pool):
+        """One dispatch of a pool, and what its texts gain by it."""
+        budget = [-1 if job is None else job.budget for job in pool.jobs]
+        hurry = any(isinstance(request, Generation) and request.pool == pool.key for request in self.waiting)
+        told = self.device.decode(pool.key, np.array(budget, np.int32), hurry)
+        for b, request in pool.live:
+            if not request.admitted:
+                continue
+            running_W, options = told.running_BW[b], request.options
+            if options.beams > 1:
+                if not running_W.any():
+                    self._found(request, *self.device.hypotheses(pool.key, b))
+            elif request.node is not None:
+                self._chosen(request, pool, b, told.tokens_KBW[:, b, 0])
+            else:
+                for w, completion in enumerate(request.completions):
+                    self._grow(request, w, completion, told, b, bool(running_W[w]))
+            request.done = all(completion.finish for completion in request.completions)
+            if request.done:
+                pool.jobs[b] = None
+
+    def _grow(self, request: Generation, w: int, completion: Completion, told, b: int, running: bool):
+        """Adds a branch's new tokens to its completion."""
+        if completion.finish:
+            return
+        new = told.tokens_KBW[:, b, w] >= 0
+        request.written[w] += told.tokens_KBW[new, b, w].tolist()
+        if completion.logprobs is not None:
+            completion.logprobs += told.logprobs_KBW[new, b, w].tolist()
+            top = told.top_ids_KBWE[new, b, w], told.top_logprobs_KBWE[new, b, w]
+            completion.top += [pairs(*step, request.options.top_logprobs) for step in zip(*top, strict=True)]
+        self._finish(request, completion, request.written[w], running)
+
+    def _finish(self, request: Generation, completion: Completion, tokens: list[int], running: bool):
+        """Text, tokens and the reason for the end of a completion, by all that was written."""
+        options, decode = request.options, self.tokenizer.decode
+        ends = {*([] if options.ignore_eos else [self.tokenizer.eos]), *options.stop_ids}
+        ended = bool(tokens) and tokens[-1] in ends
+        completion.tokens = tokens[:-1] if ended else list(tokens)
+        whole = decode(completion.tokens)
+        if (before := text.cut(whole, options.stop)) is not None:
+            completion.text, completion.finish = before, "stop"
+            completion.tokens = text.first_tokens_with(decode, completion.tokens, options.stop)
+            if completion.logprobs is not None:
+                del completion.logprobs[len(completion.tokens) :], completion.top[len(completion.tokens) :]
+        elif running:
+            completion.text = text.settled(whole, options.stop)
+        else:
+            completion.text, completion.finish = whole, "end" if ended else "length"
+
+    def _found(self, request: Generation, texts_WS: np.ndarray, scores_W: np.ndarray):
+        """The results of a search that ended."""
+        n = len(request.prompt.tokens)
+        for completion, text_S, score in zip(request.completions, texts_WS, scores_W, strict=False):
+            tokens = text_S[n:]
+            completion.score = float(score)
+            self._finish(request, completion, tokens[tokens >= 0].tolist(), running=False)
+
+    def _chosen(self, request: Generation, pool: Pool, b: int, tokens_K: np.ndarray):
+        """Follows a choice along its trie; where one token alone is possible, it is not asked for."""
+        written, (completion,) = request.written[0], request.completions
+        new = tokens_K[tokens_K >= 0].tolist()
+        node = request.node.after(new)
+        forced = node.way_out()
+        written += [*new, *forced]
+        request.node = node.after(forced)
+        if not request.node:
+            return self._finish(request, completion, written, running=False)
+        for at in range(0, len(forced), JUMP):
+            part = forced[at : at + JUMP]
+            self.device.jump(pool.key, b, np.array(part + [0] * (JUMP - len(part)), np.int32), len(part))
+        self.device.rebias(pool.key, b, self._bias(request.options, request.node))
+
+    def _scored(self, request: Scoring) -> Iterator:
+        """Reads a prompt, then its continuations side by side: each sees the prompt and itself alone."""
+        prompt, C = request.prompt, self._chunk
+        n, left = len(prompt.tokens), deque(enumerate(request.continuations))
+        yield from self.reader.read(prompt, request.items, n - 1, request.length, self._later())
+        begin, found = self._rounded(n - 1), [[] for _ in request.continuations]
+        while left:
+            wave, room = [], request.length - begin
+            while left and len(wave) < MOST_BRANCHES and len(left[0][1]) <= room:
+                wave.append(left.popleft())
+                room -= len(wave[-1][1])
+            # Each continuation begins with the last token of the prompt, whose next one it is.
+            rows = [
+                (i, token, target, np.uint32(1 << branch), n - 1 + place)
+                for branch, (i, ids) in enumerate(wave)
+                for place, (token, target) in enumerate(zip([prompt.tokens[-1], *ids[:-1]], ids, strict=True))
+            ]
+            for at in range(0, len(rows), C):
+                of, tokens, targets, branches, positions = zip(*rows[at : at + C], strict=True)
+                part = piece(tokens, np.full(C, -1, np.int32), np.array(branches), positions)
+                targets_C = piece(targets, part.slots_C, 0, positions).tokens_C
+                scored = self.device.score(request.length, part, begin + at, targets_C, request.top > 0)
+                for i, *values in zip(of, *scored, strict=False):
+                    found[i].append(values)
+                yield
+        for values in found:
+            logprobs = [float(value[0]) for value in values]
+            tops = [pairs(ids, numbers, request.top) for _, _, ids, numbers in values] if request.top else []
+            greedy = all(bool(value[1]) for value in values)
+            request.scores.append(Score(sum(logprobs), len(values), greedy, logprobs, tops))
+        request.done = True
+
+    def ids_of(self, words: str, where: str = "a choice") -> np.ndarray:
+        """int32[n]: the ids of a text that follows a prompt; `where` names it in messages."""
+        return self.tokenizer.encode_document(Document((Text(words),), where).parts).tokens
+
+    def _limit(self, options: Options, node: trie.Node | None) -> int:
+        return trie.depth(node) if node is not None else options.max_new_tokens
+
+    def _rounded(self, n: int) -> int:
+        return -(-n // self._chunk) * self._chunk
+
+    def _page(self, n: int) -> int | None:
+        """The length of the shortest page that holds `n` entries."""
+        if self._fixed is not None:
+            return next((length for length in sorted({length for length, _ in self._fixed}) if length >= n), None)
+        return max(2 * self._chunk, power_of_two(self._rounded(n)))
+
+    def _pool(self, n: int, options: Options, node) -> tuple[int, int]:
+        """The kind of slot that a prompt of `n` tokens needs."""
+        limit = self._limit(options, node)
+        self._check_positions(n, limit)
+
+        def entries(branches: int) -> int:
+            return max(n + limit, n - 1 + branches * limit) + (JUMP if node is not None else 0)
+
+        if self._fixed is None:
+            branches = power_of_two(options.branches)
+            return self._page(entries(branches)), branches
+        for branches, length in sorted((branches, length) for length, branches in self._fixed):
+            if branches >= options.branches and length >= entries(branches):
+                return length, branches
+        raise UserError(
+            f"prompt and new tokens make {entries(options.branches)}, more than any slot with {options.branches} "
+            "branches holds; shorten the prompt, or lower max_new_tokens or the number of texts"
+        )
+
+    def _check_positions(self, n: int, more: int):
+        if n + more > self._most:
             raise UserError(
-                f"prompt and new tokens make {tokens}, and this model has {most} positions; shorten the prompt or "
-                "lower max_new_tokens"
+                f"prompt and new tokens make {n + more}, and this model has {self._most} positions; shorten the prompt "
+                "or lower max_new_tokens"
             )
 
 
-def _is_one_prompt(prompts) -> bool:
-    if isinstance(prompts, str | Text) or is_item(prompts):
-        return True
-    return any(map(is_item, prompts))
-
-
-def _check_options(max_new_tokens, temperature, top_k, top_p, beams, length_penalty, seed):
-    int32, float32 = np.iinfo(np.int32).max, float(np.finfo(np.float32).max)
-    for name, value, kind, least, most, wanted in (
-        ("max_new_tokens", max_new_tokens, Integral, 1, int32, "a whole number, at least 1"),
-        ("temperature", temperature, Real, 0, float32, "0 (the most likely token) or more, and finite"),
-        ("top_k", top_k, Integral, 0, math.inf, "a whole number: 0 (no limit) or more"),
-        ("top_p", top_p, Real, math.ulp(0), 1, "above 0 and at most 1 (no limit)"),
-        ("beams", beams, Integral, 1, int32, "a whole number, at least 1"),
-        ("beams", beams, Integral, 1, 1 if temperature else int32, "1 when tokens are sampled (temperature above 0)"),
-        ("length_penalty", length_penalty, Real, -float32, float32, "finite"),
-        ("seed", seed, Integral, -(2**63), 2**63 - 1, "an int64"),
-    ):
-        if not (isinstance(value, kind) and least <= value <= most):
-            raise UserError(f"{name} is {value!r}; it must be {wanted}")
+def pairs(ids_E, logprobs_E, count: int) -> list[tuple[int, float]]:
+    """The first `count` ids with their log-probabilities."""
+    return list(zip(ids_E[:count].tolist(), logprobs_E[:count].tolist(), strict=True))

@@ -35,6 +35,33 @@ def causal_mask(q_segments_BT, kv_segments_BS, q_positions_BT, kv_positions_BS):
     return same & (kv_positions_BS[:, None, :] <= q_positions_BT[:, :, None])
 
 
+def branch_mask(q_branches_BT, kv_branches_BS, q_positions_BT, kv_positions_BS):
+    """Who may look at whom when several texts share their beginning: those of the same branch, and not the future.
+
+    Two branches after a prompt of two tokens; branches are bits, so the prompt belongs to 1 + 2 = 3:
+
+        text       p p a a           looks at     p p a b a b
+                       b b             branches   3 3 1 2 1 2
+        branches   3 3 1 2 1 2                3   x . . . . .
+        positions  0 1 2 2 3 3                3   x x . . . .
+                                              1   x x x . . .
+                                              2   x x . x . .
+                                              1   x x x . x .
+                                              2   x x . x . x
+
+    A beam search that drops b and continues a twice gives a's entries both bits; keys and values stay where they are.
+
+    Args:
+      q_branches_BT, kv_branches_BS: uint32[B, T], uint32[B, S]; 0 for padding and for empty entries.
+      q_positions_BT, kv_positions_BS: int32, positions in a token's own text.
+
+    Returns:
+      bool[B, T, S].
+    """
+    shared = q_branches_BT[:, :, None] & kv_branches_BS[:, None, :] != 0
+    return shared & (kv_positions_BS[:, None, :] <= q_positions_BT[:, :, None])
+
+
 def attend(q_BTHK, k_BSHK, v_BSHK, mask_BTS=None, *, dropout_rate=0.0, key=None):
     """softmax(q k^T / sqrt(K)) v, the softmax in float32.
 

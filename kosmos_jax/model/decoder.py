@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from kosmos_jax.model.attention import Attention, attend, causal_mask, packed_attention
+from kosmos_jax.model.attention import Attention, attend, branch_mask, packed_attention
 from kosmos_jax.model.layers import (
     dropout,
     gelu,
@@ -25,20 +25,21 @@ from kosmos_jax.model.positions import xpos
 
 
 class Cache(NamedTuple):
-    """Keys and values of what was already read.
+    """Keys and values of what was already read, in entries that any number of branches share.
 
-    A layer's arrays stand alone, heads before slots: a step of generation then writes its one slot in place and reads
-    the rest where it lies. Stacked over layers, or slots before heads, each step would first copy all of the cache.
+    A layer's arrays stand alone, heads before entries: a step of generation then writes its own entries in place and
+    reads the rest where it lies. Stacked over layers, or entries before heads, each step would first copy all of it.
 
     Attributes:
       k_BHSK, v_BHSK: for each layer float[B, H, S, K]; keys are rotated already.
-      segments_BS: int32[B, S]: 1 where a token stands, 0 where the slot is still empty or padding.
-      positions_BS: int32[B, S]: the token's position in its own row.
+      branches_BS: uint32[B, S]: a bit for each branch that sees the entry, see `attention.branch_mask`; 0 where it is
+        empty.
+      positions_BS: int32[B, S]: the token's position in its own text.
     """
 
     k_BHSK: tuple[jax.Array, ...]
     v_BHSK: tuple[jax.Array, ...]
-    segments_BS: jax.Array
+    branches_BS: jax.Array
     positions_BS: jax.Array
 
 
@@ -133,37 +134,41 @@ class Decoder(nnx.Module):
 
         return self.final_norm(scan_layers(self.layers, x_BTD, key=key, remat=remat, unroll=unroll, call=call))
 
-    def empty_cache(self, rows: int, length: int) -> Cache:
-        """A cache for `rows` rows of at most `length` tokens, nothing read yet."""
+    def empty_cache(self, rows: int, entries: int) -> Cache:
+        """A cache of `rows` rows of `entries` entries each, nothing read yet."""
         heads = self.config.heads
-        shape = (rows, heads, length, self.config.width // heads)
+        shape = (rows, heads, entries, self.config.width // heads)
         k_BHSK, v_BHSK = (tuple(jnp.zeros(shape, self.dtype) for _ in range(self.config.layers)) for _ in range(2))
-        return Cache(k_BHSK, v_BHSK, *(jnp.zeros((rows, length), jnp.int32) for _ in range(2)))
+        return Cache(k_BHSK, v_BHSK, *(jnp.zeros((rows, entries), dtype) for dtype in (jnp.uint32, jnp.int32)))
 
-    def extend(self, x_BTD, segments_BT, positions_BT, cache: Cache, start):
-        """Reads T more tokens after what the cache holds: a prompt (T large) or one generated token (T = 1).
+    def extend(self, x_BTD, branches_BT, positions_BT, cache: Cache, starts_B):
+        """Reads T more tokens after what the cache holds: a piece of a prompt, or a generated token of each branch.
 
         Args:
           x_BTD: float[B, T, D].
-          segments_BT: int32[B, T]: 1 for a token, 0 for padding.
-          positions_BT: int32[B, T]: each row counts its own tokens, so rows of different length need no alignment.
+          branches_BT: uint32[B, T]: the bit of the branch that a token belongs to; all bits for a token that all
+            branches share, 0 for padding.
+          positions_BT: int32[B, T]: every text counts its own tokens, so rows of different length need no alignment.
           cache: what was read before.
-          start: int32[], the cache's slot of the first of the T tokens, the same for all rows.
+          starts_B: int32[B], the entry that takes the first of the T tokens; the others follow it.
 
         Returns:
           (float[B, T, D] after the final LayerNorm, the cache with the T tokens in it).
         """
-        write = partial(jax.lax.dynamic_update_slice_in_dim, start_index=start)
-        segments_BS = write(cache.segments_BS, segments_BT, axis=1)
-        positions_BS = write(cache.positions_BS, positions_BT, axis=1)
-        mask_BTS = causal_mask(segments_BT, segments_BS, positions_BT, positions_BS)
+
+        def write(old, new, axis):
+            return jax.vmap(partial(jax.lax.dynamic_update_slice_in_dim, axis=axis))(old, new, starts_B)
+
+        branches_BS = write(cache.branches_BS, branches_BT, 0)
+        positions_BS = write(cache.positions_BS, positions_BT, 0)
+        mask_BTS = branch_mask(branches_BT, branches_BS, positions_BT, positions_BS)
         layers = self.layers if isinstance(self.layers, nnx.List) else unstack(self.layers)
         keys, values = [], []
         for layer, k_BHSK, v_BHSK in zip(layers, cache.k_BHSK, cache.v_BHSK, strict=True):
             q_BTHK, k_BTHK, v_BTHK = self.rotated(layer, x_BTD, positions_BT)
-            keys.append(write(k_BHSK, k_BTHK.swapaxes(1, 2), axis=2))
-            values.append(write(v_BHSK, v_BTHK.swapaxes(1, 2), axis=2))
+            keys.append(write(k_BHSK, k_BTHK.swapaxes(1, 2), 1))
+            values.append(write(v_BHSK, v_BTHK.swapaxes(1, 2), 1))
             heads_BTHK = attend(q_BTHK, keys[-1].swapaxes(1, 2), values[-1].swapaxes(1, 2), mask_BTS)
             x_BTD = x_BTD + layer.attention.output(heads_BTHK)
             x_BTD = x_BTD + layer.feed_forward(x_BTD)
-        return self.final_norm(x_BTD), Cache(tuple(keys), tuple(values), segments_BS, positions_BS)
+        return self.final_norm(x_BTD), Cache(tuple(keys), tuple(values), branches_BS, positions_BS)

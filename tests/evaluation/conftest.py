@@ -10,7 +10,7 @@ from data_pipeline.documents import Text
 from data_pipeline.tokenizer import Tokenizer
 from kosmos_jax import checkpoint
 from kosmos_jax.config import from_json, to_json
-from kosmos_jax.inference.engine import Generator
+from kosmos_jax.inference.generator import Generator
 from kosmos_jax.modality import modalities
 from kosmos_jax.model import Kosmos, parameters
 from kosmos_jax.training.optimizer import make_optimizer

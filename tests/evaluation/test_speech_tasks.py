@@ -13,7 +13,7 @@ from kosmos_jax.config import from_json, to_json
 from kosmos_jax.errors import UserError
 from kosmos_jax.evaluation.pictures import draw_answers
 from kosmos_jax.evaluation.tasks import run_tasks
-from kosmos_jax.inference.engine import Generator
+from kosmos_jax.inference.generator import Generator
 from kosmos_jax.modality import modalities
 from kosmos_jax.model import Kosmos, parameters
 

@@ -8,7 +8,7 @@ from data_pipeline.documents import Media
 from kosmos_jax.config import apply_overrides
 from kosmos_jax.errors import UserError
 from kosmos_jax.evaluation.tasks import during_training, first_word, run_tasks
-from kosmos_jax.inference.engine import Generator
+from kosmos_jax.inference.generator import Generator
 
 
 @pytest.fixture(scope="module")

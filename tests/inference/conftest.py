@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from data_pipeline.tokenizer import Tokenizer
-from kosmos_jax.inference.engine import Generator
+from kosmos_jax.inference.generator import Generator
 from kosmos_jax.model import parameters
 from tests.data_pipeline.demo_data import image
 from tests.inference.reference import Reference

@@ -11,7 +11,7 @@ from data_pipeline.media.image import decode
 from data_pipeline.tokenizer import Tokenizer
 from data_pipeline.wav import wav
 from kosmos_jax.errors import UserError
-from kosmos_jax.inference.engine import _is_one_prompt
+from kosmos_jax.inference.generator import _is_one_prompt
 from kosmos_jax.inference.prompts import (
     Item,
     bucket,

@@ -9,7 +9,16 @@ from kosmos_jax.inference.sampling import most_likely, sample, truncate
 
 # Sixteenths: often equal, never so small that a compiler rounds them to zero.
 LOGITS = st.lists(st.integers(-128, 128), min_size=7, max_size=7).map(lambda x: np.array([x], np.float32) / 16)
-truncated = jax.jit(truncate)
+
+
+@jax.jit
+def truncated(logits, top_k, top_p, min_p=0.0):
+    return truncate(logits, *(jnp.full(len(logits), limit) for limit in (top_k, top_p, min_p)))
+
+
+@jax.jit
+def sampled(logits, keys, temperature, top_k=0, top_p=1.0, min_p=0.0):
+    return sample(logits, keys, *(jnp.full(len(logits), option) for option in (temperature, top_k, top_p, min_p)))
 
 
 @given(LOGITS, st.integers(1, 7))
@@ -49,7 +58,7 @@ def test_draws_follow_the_tempered_distribution():
     probabilities = np.array([0.5, 0.3, 0.15, 0.05])
     keys = jax.random.split(jax.random.key(0), 20_000)
     logits = jnp.broadcast_to(jnp.log(probabilities), (len(keys), 4))
-    drawn = jax.jit(sample)(logits, keys, 0.5)
+    drawn = sampled(logits, keys, 0.5)
     expected = probabilities**2 / (probabilities**2).sum()
     np.testing.assert_allclose(np.bincount(drawn, minlength=4) / len(keys), expected, atol=0.015)
 
@@ -58,14 +67,14 @@ def test_draws_follow_the_tempered_distribution():
 def test_a_cold_draw_is_the_most_likely_token_also_below_float32_s_range(temperature):
     logits = jax.random.normal(jax.random.key(1), (50, 9)) * 100
     logits = logits.at[:, 3].set(-jnp.inf)
-    drawn = jax.jit(sample)(logits, jax.random.split(jax.random.key(2), 50), np.float32(temperature))
+    drawn = sampled(logits, jax.random.split(jax.random.key(2), 50), np.float32(temperature))
     np.testing.assert_array_equal(drawn, most_likely(logits))
 
 
 @pytest.mark.parametrize("temperature", [1e30, float(np.finfo(np.float32).max)])
 def test_however_hot_what_must_not_come_does_not_come(temperature):
     logits = jnp.zeros((2000, 4)).at[:, 1].set(-jnp.inf)
-    drawn = jax.jit(sample)(logits, jax.random.split(jax.random.key(2), 2000), np.float32(temperature))
+    drawn = sampled(logits, jax.random.split(jax.random.key(2), 2000), np.float32(temperature))
     assert set(np.unique(drawn)) == {0, 2, 3}
 
 

@@ -111,16 +111,16 @@ def test_pixels_of_unusual_images_are_those_of_kosmos_jax(processor, generator, 
 @pytest.fixture(scope="module")
 def jax_greedy(generator, images):
     """64 tokens for each prompt; none of them is </s>, so that all are compared."""
-    generator._allowed_V = generator._allowed_V.at[generator.tokenizer.eos].set(False)
+    generator.engine.allowed[generator.tokenizer.eos] = False
     completions = generator.complete(prompts_in_parts(images), max_new_tokens=64)
-    generator._allowed_V = generator._allowed_V.at[generator.tokenizer.eos].set(True)
+    generator.engine.allowed[generator.tokenizer.eos] = True
     return [completion.tokens for completion in completions]
 
 
 @pytest.fixture(scope="module")
 def tags(generator):
     """Ids that kosmos_jax never writes."""
-    return np.flatnonzero(~np.asarray(generator._allowed_V)).tolist()
+    return np.flatnonzero(~generator.engine.allowed).tolist()
 
 
 @pytest.fixture(scope="module")

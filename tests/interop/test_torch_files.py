@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from kosmos_jax.inference.engine import Generator
+from kosmos_jax.inference.generator import Generator
 from kosmos_jax.inference.prompts import encode_prompt
 from kosmos_jax.interop.formats.ours import plain
 from kosmos_jax.interop.torch_files import kosmos_torch
@@ -132,9 +132,9 @@ def test_64_greedy_tokens_are_those_of_jax_alone_and_in_a_padded_batch(tokenizer
     pixels = kosmos_torch.normalize(torch.from_numpy(drawn))
     tokens, slots, _, mask = to_torch(np.stack(tokens), np.stack(mask), np.stack(slots))
 
-    allowed = np.asarray(generator._allowed_V)
+    allowed = generator.engine.allowed.copy()
     forbidden = np.flatnonzero(~allowed | (np.arange(len(allowed)) == tokenizer.eos)).tolist()
-    generator._allowed_V = generator._allowed_V.at[tokenizer.eos].set(False)
+    generator.engine.allowed[tokenizer.eos] = False
     expected = [completion.tokens for completion in generator.complete(prompts, max_new_tokens=64)]
     assert len(expected[0]) == 64
     assert (

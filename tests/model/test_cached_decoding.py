@@ -18,9 +18,9 @@ def read_at_once(model, tokens, segments, positions, slots, vectors_MD):
 
 
 @quick_jit
-def extend(model, tokens, segments, positions, slots, vectors_MD, cache, start):
+def extend(model, tokens, branches, positions, slots, vectors_MD, cache, starts):
     embedded = model.embed(tokens, slots, vectors_MD, positions)
-    hidden, cache = model.decoder.extend(embedded, segments, positions, cache, start)
+    hidden, cache = model.decoder.extend(embedded, branches.astype(jnp.uint32), positions, cache, starts)
     return model.logits(hidden), cache
 
 
@@ -67,7 +67,7 @@ def test_prompt_then_token_by_token_equals_reading_at_once(case):
     parts = []
     for start, end in [(0, longest), *((step, step + 1) for step in range(longest, longest + NEW))]:
         piece = [array[:, start:end] for array in batch]
-        logits, cache = extend(model, *piece, vectors_MD, cache, start)
+        logits, cache = extend(model, *piece, vectors_MD, cache, np.full(len(PROMPTS), start))
         parts.append(np.asarray(logits))
     cached = np.concatenate(parts, axis=1)
 
