@@ -28,9 +28,21 @@ class Beams(NamedTuple):
     scores_BW: jax.Array
 
 
+class Best(NamedTuple):
+    """The results of one search: texts int32[W, S] with their prompt, and scores float32[W]."""
+
+    texts_WS: jax.Array
+    scores_W: jax.Array
+
+
+def best(beams: Beams, b) -> Best:
+    """Those of slot `b`."""
+    return Best(beams.best_BWS[b], beams.scores_BW[b])
+
+
 def empty(shape) -> Beams:
     """Of B slots of W branches and S entries, by shape = (B, W, S)."""
-    sums_BW, scores_BW = (jnp.full(shape[:2], -jnp.inf) for _ in range(2))
+    sums_BW, scores_BW = (jnp.full(shape[:2], -jnp.inf, jnp.float32) for _ in range(2))
     return Beams(sums_BW, jnp.full(shape, -1, jnp.int32), scores_BW)
 
 

@@ -26,4 +26,5 @@ def generate(args):
         seed=args.seed,
     )
     for prompt, completion in zip(args.prompt, completions, strict=True):
-        print(json.dumps(dict(prompt=prompt, **dataclasses.asdict(completion))) if args.json else completion.text)
+        told = {name: value for name, value in dataclasses.asdict(completion).items() if value is not None}
+        print(json.dumps(dict(prompt=prompt, **told)) if args.json else completion.text)

@@ -3,15 +3,19 @@
 Arguments are whole numbers and NumPy arrays of fixed shapes, so that the same call can be made on every process.
 """
 
+import functools
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
-from kosmos_jax.inference import prefill, slots
+from kosmos_jax.inference import beam, prefill, slots
 from kosmos_jax.model import abstract_model, with_parameters
+from kosmos_jax.parallel.sharding import fitting
 
 # Tokens that are appended at once where a choice leaves none.
 JUMP = 8
@@ -23,7 +27,7 @@ class Device:
     Pages are known by their length, pools by (length, branches); both are made when they are first asked for.
     """
 
-    def __init__(self, config, params, *, eos: int, vectors: int, chunk: int, steps: int, blocks: int):
+    def __init__(self, config, params, *, eos: int, vectors: int, chunk: int, steps: int, blocks: int, mesh=None):
         """Copies the weights into the form that generation wants.
 
         Args:
@@ -34,27 +38,55 @@ class Device:
           chunk: C, tokens of a piece.
           steps: K, tokens of a dispatch at most.
           blocks: R, pieces that are kept at most.
+          mesh: where the parameters are; slots are split over its axis `data`, heads over `tensor`. None: one device.
         """
-        self.chunk, self._sizes = chunk, (vectors, blocks)
+        self.chunk, self._block_count, self._mesh = chunk, blocks, mesh
         graph, shapes = abstract_model(config)
-        self._model = nnx.eval_shape(lambda params: prefill.for_generation(with_parameters(graph, params)), shapes)
-        own, _ = nnx.split(self._model)
+        model = nnx.eval_shape(lambda params: prefill.for_generation(with_parameters(graph, params)), shapes)
+        own, width, vocabulary = nnx.split(model)[0], config.text.width, config.text.vocab_size
         self._convert = jax.jit(lambda params: nnx.split(prefill.for_generation(with_parameters(graph, params)))[1])
+        self._make_table = self._compiled(lambda: jnp.zeros((vectors, width), model.dtype))
+        self._perceive = self._compiled(partial(prefill.perceive, own), donated="table_MD", static="name")
+        self._make_cache = self._compiled(model.decoder.empty_cache, static=("rows", "entries"))
+        self._read = self._compiled(partial(prefill.read, own), donated="page")
+        self._score = self._compiled(partial(prefill.score, own), donated="page")
+        self._keep = self._compiled(prefill.keep, donated="blocks")
+        self._reuse = self._compiled(prefill.reuse, donated="page")
+        sizes = ("rows", "entries", "branches")
+        self._make_slots = self._compiled(partial(slots.free, model, vocabulary), static=sizes, rows="data")
+        self._join = self._compiled(slots.joined, rows="data")
+        self._admit = self._compiled(slots.admit, donated=("slots", "rules"), rows="data")
+        decode = partial(slots.decode, own, eos=eos, steps=steps)
+        self._decode = self._compiled(decode, donated="slots", rows="data")
+        self._jump = self._compiled(partial(slots.jump, own), donated="slots", rows="data")
+        self._rebias = self._compiled(slots.rebias, donated="rules", rows="data")
+        self._best = self._compiled(beam.best)
         self.update(params)
 
-        def compiled(function, *names, donated, **fixed):
-            return jax.jit(partial(function, **fixed), static_argnames=names, donate_argnames=donated)
+    def _compiled(self, function, *, donated=(), static=(), rows=None):
+        """A program whose results lie where the next program wants them.
 
-        self._perceive = compiled(partial(prefill.perceive, own), "name", donated="table_MD")
-        self._read = compiled(partial(prefill.read, own), donated="page")
-        self._score = compiled(partial(prefill.score, own), donated="page")
-        self._keep = compiled(prefill.keep, donated="blocks", size=chunk)
-        self._reuse = compiled(prefill.reuse, donated="page")
-        self._admit = compiled(slots.admit, donated=("slots", "rules"))
-        self._decode = compiled(partial(slots.decode, own), donated="slots", eos=eos, steps=steps)
-        self._jump = compiled(partial(slots.jump, own), donated="slots")
-        self._rebias = compiled(slots.rebias, donated="rules")
-        self.release()
+        Args:
+          function: what it does.
+          donated, static: names of arguments.
+          rows: the axis of the mesh over which the first dimension is split.
+        """
+
+        def pin(x):
+            """Keys and values are the arrays of four dimensions, the second of which are heads."""
+            spec = fitting((rows, "tensor") if x.ndim == 4 else (rows,), x.shape, self._mesh) if x.ndim else P()
+            return jax.lax.with_sharding_constraint(x, NamedSharding(self._mesh, spec))
+
+        def pinned(*args, **kwargs):
+            found = function(*args, **kwargs)
+            is_told = lambda x: isinstance(x, slots.Told | prefill.Scored | beam.Best)  # noqa: E731
+            return jax.tree.map(lambda x: jax.tree.map(replicate, x) if is_told(x) else pin(x), found, is_leaf=is_told)
+
+        def replicate(x):
+            return jax.lax.with_sharding_constraint(x, NamedSharding(self._mesh, P()))
+
+        names = dict(donate_argnames=donated, static_argnames=static)
+        return jax.jit(function if self._mesh is None else functools.wraps(function)(pinned), **names)
 
     def update(self, params):
         """Takes new weights of the same model; what was read with the old ones is forgotten."""
@@ -68,16 +100,16 @@ class Device:
 
     def perceive(self, name: str, items: np.ndarray, starts_N: np.ndarray):
         """Encodes items of a modality into the table, see `prefill.perceive`."""
-        self._table = self._perceive(self._weights, self._vectors(), name, items, starts_N)
+        self._table = self._perceive(self._weights, self._vectors(), name=name, items=items, starts_N=starts_N)
 
     def _vectors(self):
         if self._table is None:
-            self._table = jnp.zeros((self._sizes[0], self._model.config.text.width), self._model.dtype)
+            self._table = self._make_table()
         return self._table
 
     def _page(self, length: int):
         if length not in self._pages:
-            self._pages[length] = self._model.decoder.empty_cache(1, length)
+            self._pages[length] = self._make_cache(rows=1, entries=length)
         return self._pages[length]
 
     def read(self, length: int, piece: prefill.Piece, start: int):
@@ -93,13 +125,9 @@ class Device:
 
     def keep(self, length: int, r: int, start: int):
         """Copies a piece from a page to block `r`."""
-        page = self._page(length)
         if self._blocks is None:
-            H, _, K = page.k_BHSK[0].shape[1:]
-            shape = (self._sizes[1], H, self.chunk, K)
-            make = lambda: tuple(jnp.zeros(shape, page.k_BHSK[0].dtype) for _ in page.k_BHSK)  # noqa: E731
-            self._blocks = prefill.Blocks(make(), make())
-        self._blocks = self._keep(self._blocks, page, np.int32(r), np.int32(start))
+            self._blocks = self._make_cache(rows=self._block_count, entries=self.chunk)
+        self._blocks = self._keep(self._blocks, self._page(length), np.int32(r), np.int32(start))
 
     def reuse(self, length: int, r: int, start: int):
         """Copies block `r` to its place in a page."""
@@ -115,8 +143,8 @@ class Device:
         length, branches = pool
         old = self._pools.get(pool)
         more = rows - (len(old[0].used_B) if old else 0)
-        new = slots.empty(self._model, more, length, branches), slots.no_rules(more, self._model.config.text.vocab_size)
-        self._pools[pool] = jax.tree.map(lambda *x: jnp.concatenate(x), old, new) if old else new
+        new = self._make_slots(rows=more, entries=length, branches=branches)
+        self._pools[pool] = self._join(old, new) if old else new
 
     def remove(self, pool: tuple[int, int]):
         """Frees a pool."""
@@ -144,7 +172,6 @@ class Device:
         own, rules = self._pools[pool]
         self._pools[pool] = own, self._rebias(rules, np.int32(b), bias_V)
 
-    def hypotheses(self, pool: tuple[int, int], b: int) -> tuple[np.ndarray, np.ndarray]:
-        """The best ones of a search that ended: texts int32[W, S] with their prompt, and scores float32[W]."""
-        beams = self._pools[pool][0].beams
-        return np.asarray(beams.best_BWS[b]), np.asarray(beams.scores_BW[b])
+    def hypotheses(self, pool: tuple[int, int], b: int) -> beam.Best:
+        """The best ones of a search that ended."""
+        return jax.device_get(self._best(self._pools[pool][0].beams, np.int32(b)))

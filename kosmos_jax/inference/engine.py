@@ -168,6 +168,29 @@ class Engine:
         self.reader.forget()
         self._pools = {key: Pool(*key) for key in sorted(self._fixed or ())}
 
+    def warm_up(self):
+        """Compiles all that the fixed pools can need: no request waits for the compiler then."""
+        device, C = self.device, self._chunk
+        nothing_C = np.full(C, -1, np.int32)
+        blank = piece([], nothing_C, 0, [])
+        for modality in self.tokenizer.modalities:
+            device.perceive(modality.name, *self.reader.blank(modality))
+        for length in {length for length, _ in self._fixed}:
+            device.read(length, blank, 0)
+            device.score(length, blank, 0, nothing_C, True)
+            device.keep(length, 0, 0)
+            device.reuse(length, 0, 0)
+        for pool in self._pools.values():
+            self._resize(pool, self._fixed[pool.key])
+            device.admit(pool.key, 0, np.full(pool.length, -1, np.int32), 1, self._rules(Options(), None))
+            device.decode(pool.key, np.full(len(pool.jobs), -1, np.int32), False)
+            if pool.branches > 1:
+                device.hypotheses(pool.key, 0)
+            else:
+                device.jump(pool.key, 0, np.zeros(JUMP, np.int32), 1)
+                device.rebias(pool.key, 0, self._bias(Options()))
+        self.release()
+
     @property
     def busy(self) -> bool:
         """Whether some request is not done."""
@@ -286,20 +309,19 @@ class Engine:
         ids_S[:n] = prompt.tokens
         for kind, start in zip(prompt.kinds, prompt.starts, strict=True):
             ids_S[start : start + self.reader.tokens(kind)] = -1
-        self.device.admit(pool.key, b, ids_S, n, self._rules(request))
+        self.device.admit(pool.key, b, ids_S, n, self._rules(request.options, request.node))
         request.admitted = True
 
-    def _rules(self, request: Generation) -> Rules:
-        options, ends = request.options, np.full(1 + MOST_STOP_IDS, -1, np.int32)
+    def _rules(self, options: Options, node: trie.Node | None) -> Rules:
+        ends = np.full(1 + MOST_STOP_IDS, -1, np.int32)
         ids = [*([] if options.ignore_eos else [self.tokenizer.eos]), *options.stop_ids]
         ends[: len(ids)] = ids
         seed = self._random.integers(-(2**63), 2**63) if options.seed is None else int(options.seed)
-        choice = request.node is not None
         return Rules(
-            bias_BV=self._bias(options, request.node),
+            bias_BV=self._bias(options, node),
             ends_BE=ends,
-            minimum_B=np.int32(0 if choice else options.min_new_tokens),
-            limit_B=np.int32(self._limit(options, request.node)),
+            minimum_B=np.int32(options.min_new_tokens if node is None else 0),
+            limit_B=np.int32(self._limit(options, node)),
             temperature_B=np.float32(options.temperature),
             top_k_B=np.int32(min(options.top_k, self.config.text.vocab_size)),
             top_p_B=np.float32(options.top_p),

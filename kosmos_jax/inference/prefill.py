@@ -4,7 +4,6 @@ A prompt is read into a cache of one row, its page, C tokens at a time from entr
 slot or kept in blocks of C entries for the next prompt that begins so. The functions here are compiled.
 """
 
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -147,44 +146,39 @@ def most_likely_few(logprobs, tells):
     return jax.lax.cond(tells, lambda: tuple(jax.lax.top_k(logprobs, E)), lambda: (nothing, nothing.astype(jnp.int32)))
 
 
-class Blocks(NamedTuple):
-    """Pieces of prompts that were read before: for each layer float[R, H, C, K]."""
-
-    k_RHCK: tuple[jax.Array, ...]
-    v_RHCK: tuple[jax.Array, ...]
-
-
-def keep(blocks: Blocks, page: Cache, r, start, size: int) -> Blocks:
-    """Blocks with entries of a page copied to place `r`.
+def keep(blocks: Cache, page: Cache, r, start) -> Cache:
+    """Blocks with entries of a page copied to block `r`.
 
     Args:
-      blocks: as they are.
+      blocks: a cache of R rows of C entries, each a piece of some prompt.
       page: where a piece was read.
       r: int32[].
       start: int32[], the piece's first entry.
-      size: C.
     """
-    cut = lambda x: jax.lax.dynamic_slice_in_dim(x, start, size, axis=2)  # noqa: E731
-    put = lambda old, x: jax.lax.dynamic_update_slice_in_dim(old, cut(x), r, axis=0)  # noqa: E731
-    return Blocks(*(jax.tree.map(put, *pair) for pair in zip(blocks, (page.k_BHSK, page.v_BHSK), strict=True)))
+    size = blocks.branches_BS.shape[1]
+
+    def put(old, x):
+        piece = jax.lax.dynamic_slice_in_dim(x, start, size, axis=_entries(x))
+        return jax.lax.dynamic_update_slice_in_dim(old, piece, r, axis=0)
+
+    return jax.tree.map(put, blocks, page)
 
 
-def reuse(blocks: Blocks, page: Cache, r, start) -> Cache:
-    """A page with block `r` in the place of a piece that begins a prompt.
+def reuse(blocks: Cache, page: Cache, r, start) -> Cache:
+    """A page with block `r` in the place of the piece that begins at entry `start`.
 
     Args:
-      blocks: pieces that were read.
+      blocks, r, start: see `keep`.
       page: what was read before the piece.
-      r: int32[].
-      start: int32[], the piece's first entry, and its position.
     """
-    size, page = blocks.k_RHCK[0].shape[2], _cleared(page, start)
-    cut = partial(jax.lax.dynamic_slice_in_dim, start_index=r, slice_size=1, axis=0)
-    put = lambda old, x: jax.lax.dynamic_update_slice_in_dim(old, cut(x), start, axis=2)  # noqa: E731
-    row = lambda old, new_C: jax.lax.dynamic_update_slice_in_dim(old, new_C[None], start, axis=1)  # noqa: E731
-    return Cache(
-        k_BHSK=jax.tree.map(put, page.k_BHSK, blocks.k_RHCK),
-        v_BHSK=jax.tree.map(put, page.v_BHSK, blocks.v_RHCK),
-        branches_BS=row(page.branches_BS, jnp.full(size, ALL_BRANCHES, jnp.uint32)),
-        positions_BS=row(page.positions_BS, start + jnp.arange(size, dtype=jnp.int32)),
-    )
+
+    def put(old, x):
+        piece = jax.lax.dynamic_slice_in_dim(x, r, 1, axis=0)
+        return jax.lax.dynamic_update_slice_in_dim(old, piece, start, axis=_entries(x))
+
+    return jax.tree.map(put, _cleared(page, start), blocks)
+
+
+def _entries(x) -> int:
+    """The dimension of entries in an array of a cache: [B, H, S, K] or [B, S]."""
+    return 2 if x.ndim == 4 else 1

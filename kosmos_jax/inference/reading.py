@@ -82,6 +82,11 @@ class Reader:
         """Q, of a modality."""
         return self._modalities[kind].tokens
 
+    def blank(self, modality: Modality) -> tuple[np.ndarray, np.ndarray]:
+        """Items and places, as `Device.perceive` takes them, for the largest number of items encoded together."""
+        count = self._counts[-1]
+        return np.zeros((count, *modality.shape), modality.dtype), np.zeros(count, np.int32)
+
     def forget(self):
         """After the device was emptied."""
         for places in (*self._places.values(), *([self._blocks] if self._blocks else [])):

@@ -92,10 +92,10 @@ class Told(NamedTuple):
     running_BW: jax.Array
 
 
-def empty(model, rows: int, entries: int, branches: int) -> Slots:
-    """B = `rows` free slots of S = `entries` with W = `branches`."""
+def free(model, vocabulary: int, rows: int, entries: int, branches: int) -> tuple[Slots, Rules]:
+    """B = `rows` slots of S = `entries` with W = `branches`, for a vocabulary of V tokens, and nobody in them."""
     shape_BWS = rows, branches, entries
-    return Slots(
+    slots = Slots(
         cache=model.decoder.empty_cache(rows, entries),
         used_B=jnp.zeros(rows, jnp.int32),
         prompts_B=jnp.zeros(rows, jnp.int32),
@@ -104,6 +104,16 @@ def empty(model, rows: int, entries: int, branches: int) -> Slots:
         running_BW=jnp.zeros((rows, branches), bool),
         beams=beam.empty(shape_BWS) if branches > 1 else None,
     )
+    dtypes = dict.fromkeys(Rules._fields, jnp.int32)
+    dtypes |= dict.fromkeys(("bias_BV", "temperature_B", "top_p_B", "min_p_B", "repetition_B"), jnp.float32)
+    dtypes |= dict(seed_B2=jnp.uint32, length_penalty_B=jnp.float32)
+    widths = dict(bias_BV=(vocabulary,), ends_BE=(1 + MOST_STOP_IDS,), seed_B2=(2,))
+    return slots, Rules(**{name: jnp.zeros((rows, *widths.get(name, ())), dtype) for name, dtype in dtypes.items()})
+
+
+def joined(old, new):
+    """Two sets of slots, or of rules, as one."""
+    return jax.tree.map(lambda *x: jnp.concatenate(x), old, new)
 
 
 def admit(slots: Slots, rules: Rules, prompt: Cache, b, ids_S, length, own: Rules) -> tuple[Slots, Rules]:
@@ -134,16 +144,6 @@ def admit(slots: Slots, rules: Rules, prompt: Cache, b, ids_S, length, own: Rule
 def rebias(rules: Rules, b, bias_V) -> Rules:
     """The rules with another bias in slot `b`."""
     return rules._replace(bias_BV=rules.bias_BV.at[b].set(bias_V))
-
-
-def no_rules(rows: int, vocabulary: int) -> Rules:
-    """The rules of slots that are free."""
-    dtypes = dict.fromkeys(Rules._fields, jnp.int32)
-    dtypes |= dict.fromkeys(("bias_BV", "temperature_B", "top_p_B", "min_p_B", "repetition_B"), jnp.float32)
-    dtypes |= dict(seed_B2=jnp.uint32, length_penalty_B=jnp.float32)
-    widths = dict(bias_BV=(vocabulary,), ends_BE=(1 + MOST_STOP_IDS,), seed_B2=(2,))
-    rules = Rules(**{name: jnp.zeros((rows, *widths.get(name, ())), dtype) for name, dtype in dtypes.items()})
-    return rules._replace(repetition_B=jnp.ones_like(rules.repetition_B))
 
 
 def quiet(rules: Rules, active_B) -> Rules:

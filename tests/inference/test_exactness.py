@@ -73,14 +73,16 @@ def test_any_traffic_gives_each_request_the_bits_that_it_gets_alone(fixed, token
     assert run(engine, requests, draw) == alone
 
 
-def test_after_the_first_request_of_each_kind_nothing_is_compiled(fixed, tokenizer):
-    draw, engine = random.Random(99), fixed.engine
+def test_after_the_warm_up_nothing_is_compiled_whatever_is_mixed(config, params, tokenizer):
+    draw, engine = random.Random(99), Generator(config, params, tokenizer, pools=POOLS, chunk=16, steps=4).engine
     images = list(np.random.default_rng(8).integers(0, 256, (6, 24, 20, 3), np.uint8))
-    run(engine, [random_request(draw, images, tokenizer) for _ in range(40)], draw)
+    engine.warm_up()
     with compiled() as programs:
         run(engine, [random_request(draw, images, tokenizer) for _ in range(40)], draw)
-        engine.release()
-        run(engine, [random_request(draw, images, tokenizer) for _ in range(10)], draw)
+        prompt = encode_prompt([images[0], "plus"], tokenizer)
+        scoring = engine.score(prompt, [tokenizer.encode(text) for text in ("seven", "four, and")], top=2)
+        while not scoring.done:
+            engine.step()
     assert not programs
 
 
