@@ -81,12 +81,15 @@ def _generate_arguments(parser):
     add("--checkpoint", required=True, metavar="DIR", help="a workdir, its checkpoints/, or one step's folder")
     add(
         "--prompt",
-        required=True,
+        default=[],
         action="append",
         metavar="TEXT",
         help="text with <image:PATH> or <audio:PATH> in it; may be repeated",
     )
+    add("--prompts", default="", metavar="FILE", help="JSON lines with a prompt in each, see docs/inference.md")
+    add("--out", default="", metavar="FILE", help="JSON lines with the answers to --prompts; continued if it is there")
     add("--max-new-tokens", type=int, default=64, metavar="N", help="default: 64")
+    add("--n", type=int, default=1, metavar="N", help="how many texts for each prompt; default: 1")
     add("--beams", type=int, default=1, metavar="N", help="width of the beam search; default: 1, none")
     add("--temperature", type=float, default=0.0, metavar="T", help="default: 0, always the most likely token")
     add("--top-k", type=int, default=0, metavar="N", help="sample among the N most likely tokens; default: 0, all")
@@ -104,6 +107,16 @@ def _generate_arguments(parser):
         metavar="X",
         help="a beam's score is divided by length^X; default: 1",
     )
+    add(
+        "--min-p",
+        type=float,
+        default=0.0,
+        metavar="P",
+        help="sample among tokens with P of the likeliest's probability",
+    )
+    add("--repetition-penalty", type=float, default=1.0, metavar="X", help="of tokens in the text; default: 1, none")
+    add("--no-repeat-ngram", type=int, default=0, metavar="N", help="no N tokens twice in a row; default: 0, none")
+    add("--choice", action="append", default=None, metavar="TEXT", help="one of the only texts that may come")
     add("--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be repeated")
     add("--seed", type=int, default=0, metavar="N", help="of sampling; default: 0")
     add("--json", action="store_true", help="print one JSON object for each prompt")
@@ -217,7 +230,7 @@ class Verb(NamedTuple):
 VERBS = {
     "train": Verb("train a model, or resume a run that was stopped", _train_arguments, _train, has_config=True),
     "report": Verb("print where the time of a run went", _report_arguments, _report),
-    "generate": Verb("continue prompts of text and media", _generate_arguments, _generate),
+    "generate": Verb("continue prompts of text and media", _generate_arguments, _generate, has_config=True),
     "eval": Verb("measure a checkpoint on held-out data", _evaluate_arguments, _evaluate, has_config=True),
     "export": Verb("write a checkpoint for PyTorch", _export_arguments, _export),
     "verify": Verb("check that a checkpoint is what was written", _verify_arguments, _verify),

@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from kosmos_jax.inference import beam, prefill, slots
-from kosmos_jax.model import abstract_model, with_parameters
+from kosmos_jax.inference.weights import inference_model, inference_weights
 from kosmos_jax.parallel.sharding import fitting
 
 # Tokens that are appended at once where a choice leaves none.
@@ -32,7 +32,7 @@ class Device:
 
         Args:
           config: config.model.
-          params: path -> array, see model.parameters.
+          params: path -> array, see model.parameters, or an iterator over such pairs.
           eos: the id of </s>.
           vectors: M, rows of the table of vectors.
           chunk: C, tokens of a piece.
@@ -41,10 +41,8 @@ class Device:
           mesh: where the parameters are; slots are split over its axis `data`, heads over `tensor`. None: one device.
         """
         self.chunk, self._block_count, self._mesh = chunk, blocks, mesh
-        graph, shapes = abstract_model(config)
-        model = nnx.eval_shape(lambda params: prefill.for_generation(with_parameters(graph, params)), shapes)
+        self._model = model = inference_model(config)
         own, width, vocabulary = nnx.split(model)[0], config.text.width, config.text.vocab_size
-        self._convert = jax.jit(lambda params: nnx.split(prefill.for_generation(with_parameters(graph, params)))[1])
         self._make_table = self._compiled(lambda: jnp.zeros((vectors, width), model.dtype))
         self._perceive = self._compiled(partial(prefill.perceive, own), donated="table_MD", static="name")
         self._make_cache = self._compiled(model.decoder.empty_cache, static=("rows", "entries"))
@@ -90,7 +88,7 @@ class Device:
 
     def update(self, params):
         """Takes new weights of the same model; what was read with the old ones is forgotten."""
-        self._weights = self._convert(dict(params))
+        self._weights = inference_weights(self._model, params.items() if hasattr(params, "items") else params)
         self.release()
 
     def release(self):

@@ -113,7 +113,9 @@ class Engine:
       waiting: requests that are not being read yet, first come first.
     """
 
-    def __init__(self, config, params, tokenizer, *, max_rows=32, pools=None, chunk=32, steps=16, pieces=None):
+    def __init__(
+        self, config, params, tokenizer, *, max_rows=32, pools=None, chunk=32, steps=16, pieces=None, mesh=None
+    ):
         """Makes an engine with nothing to do.
 
         Args:
@@ -126,6 +128,7 @@ class Engine:
           chunk: tokens of a piece of a prompt; lengths are multiples of it.
           steps: tokens at most that a turn writes in each branch.
           pieces: of prompts that a turn reads at most, while others write; None for all.
+          mesh: where the parameters are, see `Device`.
         """
         self.config, self.tokenizer, self._chunk, self._pieces = config, tokenizer, chunk, pieces
         self._fixed, self._max_rows, self._most = pools, max_rows, most_positions(config.text)
@@ -141,7 +144,7 @@ class Engine:
         blocks = longest // chunk
         vectors = max(1, sum(PLACES * modality.tokens for modality in found))
         shapes = dict(vectors=vectors, chunk=chunk, steps=steps, blocks=blocks)
-        self.device = Device(config, params, eos=tokenizer.eos, **shapes)
+        self.device = Device(config, params, eos=tokenizer.eos, mesh=mesh, **shapes)
         self.reader = Reader(self.device, found, PLACES, counts, blocks)
         self.waiting: deque[Request] = deque()
         self._current: tuple[Request, Iterator] | None = None

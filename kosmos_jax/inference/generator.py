@@ -30,7 +30,7 @@ class Generator:
 
         Args:
           config: config.model.
-          params: path -> array, see model.parameters.
+          params: path -> array, see model.parameters, or an iterator over such pairs.
           tokenizer: data_pipeline.tokenizer.Tokenizer.
           max_rows: texts that are written side by side at most; more wait.
           **engine: see `Engine`.

@@ -12,7 +12,6 @@ from flax import nnx
 
 from kosmos_jax.inference.options import MOST_TOP_LOGPROBS
 from kosmos_jax.model.decoder import Cache
-from kosmos_jax.model.layers import unstack
 
 # The bits of a token that every branch sees.
 ALL_BRANCHES = 2**32 - 1
@@ -49,23 +48,11 @@ class Scored(NamedTuple):
     top_logprobs_CE: jax.Array
 
 
-def for_generation(model):
-    """The model as generation wants it: layers apart, matrices in the dtype of the arithmetic."""
-
-    def lower(path, parameter):
-        return parameter.astype(model.dtype) if path[-1] in ("kernel", "embedding") else parameter
-
-    graph, params = nnx.split(model)
-    model = nnx.merge(graph, nnx.map_state(lower, params))
-    model.decoder.layers = unstack(model.decoder.layers)
-    return model
-
-
 def perceive(graph, weights, table_MD, name: str, items, starts_N):
     """The table with the vectors of items of one modality.
 
     Args:
-      graph, weights: the model, see `for_generation`.
+      graph, weights: the model, see weights.py.
       table_MD: float[M, D], vectors of items.
       name: the modality's.
       items: [N, *shape].
@@ -82,7 +69,7 @@ def read(graph, weights, table_MD, page: Cache, piece: Piece, start) -> Cache:
     """A page with a piece of a prompt, or of continuations, read into it.
 
     Args:
-      graph, weights: the model, see `for_generation`.
+      graph, weights: the model, see weights.py.
       table_MD: vectors of items, see `perceive`.
       page: a cache of one row.
       piece: what to read.

@@ -46,8 +46,17 @@ def parse_prompt(text: str) -> list[str | Item]:
     pieces = re.split(rf"<({'|'.join(MEDIA)}):([^>]*)>", text)
     parts = [pieces[0]]
     for kind, path, text in zip(pieces[1::3], pieces[2::3], pieces[3::3], strict=True):
-        parts += [Item(kind, host(kind).decode(_read(Path(path), kind), f"the prompt's {kind} {path}")), text]
+        parts += [read_item(Path(path), kind), text]
     return [part for part in parts if part != ""]
+
+
+def read_item(path: Path, kind: str) -> Item:
+    """The item in a file.
+
+    Raises:
+      UserError: the file is missing or cannot be read.
+    """
+    return Item(kind, host(kind).decode(_read(path, kind), f"the prompt's {kind} {path}"))
 
 
 def _read(path: Path, kind: str) -> bytes:

@@ -245,7 +245,7 @@ def decode(graph, weights, slots: Slots, rules: Rules, budget_B, hurry, *, eos: 
     """Generates at most K = `steps` tokens in every branch that runs.
 
     Args:
-      graph, weights: the model, see `for_generation`.
+      graph, weights: the model, see weights.py.
       slots, rules: as they are.
       budget_B: int32[B], tokens at most that a slot gets now; -1 ends its branches.
       hurry: bool[], whether to return as soon as a slot is free, because somebody waits for one.
