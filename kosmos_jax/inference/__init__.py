@@ -3,8 +3,8 @@
     model = load("out/demo")
     model.generate([picture, "The digit is"])
 
-Read in this order: `prompts` (to arrays), `prefill` (reading on the device), `slots` with `sampling` and `beam` (writing
-there), `device` (what lies on it), `reading` and `engine` (who does what when), `generator` (the API).
+Read in this order: `prompts` (to arrays), `prefill` (reading on the device), `slots` with `sampling` and `beam`
+(writing there), `device` (what lies on it), `reading` and `engine` (who does what when), `generator` (the API).
 """
 
 
