@@ -10,8 +10,6 @@ import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
-from tqdm import tqdm
-
 from kosmos_jax import checkpoint
 from kosmos_jax.errors import UserError
 from kosmos_jax.interop import processor
@@ -58,9 +56,7 @@ def export(path, to: str, out, dtype: str = "float32", max_shard_bytes: int = 5 
         for file in CODE.get(to, ()):
             shutil.copyfile(TORCH_FILES / file, folder / file)
         processor.write_files(folder, record, to)
-        # Last, because it takes long.
-        bar = lambda tensors: tqdm(tensors, f"writing {to}", unit=" tensors", disable=None)  # noqa: E731
-        write_tensors(folder, shapes, read, dtype, max_shard_bytes, progress=bar)
+        write_tensors(folder, shapes, read, dtype, max_shard_bytes, f"writing {to}")  # last, because it takes long
     return record
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from kosmos_jax.interop.formats import clip, kosmos2, ours, whisper
 from kosmos_jax.interop.formats.base import ExportFormat, Opened
-from kosmos_jax.interop.tensors import Weights
+from kosmos_jax.interop.tensors import Tensor
 
 # What `kosmos export --to` writes.
 EXPORTS: dict[str, ExportFormat] = {
@@ -14,7 +14,7 @@ EXPORTS: dict[str, ExportFormat] = {
     "torch": ours.TORCH_EXPORT,
 }
 # What `kosmos import --from` reads: from the path and what lies there; UserError where it is plainly of another kind.
-IMPORTS: dict[str, Callable[[Path, Weights], Opened]] = {
+IMPORTS: dict[str, Callable[[Path, dict[str, Tensor]], Opened]] = {
     "hf-kosmos2": kosmos2.opened,
     "clip": clip.opened,
     "whisper": whisper.opened,

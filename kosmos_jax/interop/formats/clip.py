@@ -23,7 +23,7 @@ from kosmos_jax.interop.formats.base import (
     read_config,
     shapes_of,
 )
-from kosmos_jax.interop.tensors import Tensor, Weights, read_json
+from kosmos_jax.interop.tensors import Tensor, read_json
 from kosmos_jax.model.perception.clip import PIXEL_MEAN, PIXEL_STD
 
 OPEN_CLIP_CONFIG = "open_clip_config.json"
@@ -186,10 +186,9 @@ def _openai_section(
     return section | dict(heads=max(1, width // head_width), ffn=ffn, activation=activation)
 
 
-def opened(path: Path, weights: Weights) -> Opened:
+def opened(path: Path, tensors: Mapping[str, Tensor]) -> Opened:
     """A CLIP vision tower as transformers (three prefixes), OpenAI or open_clip name it; the text tower is left."""
     check_pixels(path)
-    tensors = weights.tensors
     for prefix in ("vision_model.model.", "vision_model.", ""):
         if f"{prefix}pre_layrnorm.weight" in tensors:
             ignored = r".*\.?position_ids|visual_projection\..*|text_.*|logit_scale"

@@ -1,6 +1,7 @@
 """transformers' Kosmos-2: the one model of the family that it has, with sinusoids and images alone."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from kosmos_jax.interop.formats.base import (
     for_transformers,
     read_config,
 )
-from kosmos_jax.interop.tensors import Weights
+from kosmos_jax.interop.tensors import Tensor
 
 # torchscale/architecture/decoder.py, Decoder(subln=True, share_decoder_input_output_embed=True); the decoder alone.
 torchscale_names = chain(
@@ -112,7 +113,7 @@ def config(model, dtype: str) -> dict[str, Any]:
     )
 
 
-def opened(path: Path, weights: Weights) -> Opened:
+def opened(path: Path, tensors: Mapping[str, Tensor]) -> Opened:
     """By transformers' Kosmos2Config; what a config.json leaves out has transformers' default."""
     config_of(path, "model_type")
     clip.check_pixels(path)
@@ -123,7 +124,7 @@ def opened(path: Path, weights: Weights) -> Opened:
     text, vision = (table.read(given[key], f"{beside(path, CONFIG)}: {key}") for key, table in tables.items())
     connector = dict(kind="xconnector", heads=text["heads"], layers=1, dropout=text["attention_dropout"])
     return Opened(
-        weights.tensors,
+        tensors,
         dict(
             text=text | dict(positions="sinusoidal"),
             perception=clip.image_section(vision, tokens=tokens, connector=connector),

@@ -19,7 +19,7 @@ from kosmos_jax.interop.formats.base import (
     for_transformers,
     read_config,
 )
-from kosmos_jax.interop.tensors import Weights
+from kosmos_jax.interop.tensors import Tensor
 
 ENCODERS = ("clip", "whisper")  # of torch_files/kosmos_torch.py
 # What `kosmos export` writes around the sections that are ours.
@@ -74,17 +74,17 @@ def _our_sections(path: Path, *keys: str) -> dict[str, dict[str, Any]]:
     return sections
 
 
-def remote_code(path: Path, weights: Weights) -> Opened:
+def remote_code(path: Path, tensors: Mapping[str, Tensor]) -> Opened:
     sections = _our_sections(path)
     read_config(path, REMOTE_CODE)
-    return Opened(weights.tensors, sections, lambda name: f"model.{name}")
+    return Opened(tensors, sections, lambda name: f"model.{name}")
 
 
-def torch(path: Path, weights: Weights) -> Opened:
+def torch(path: Path, tensors: Mapping[str, Tensor]) -> Opened:
     sections = _our_sections(path, "model")
     read_config(path, TORCH)
     read_config(path, TORCH_MODEL, "model")
-    return Opened(weights.tensors, sections, lambda name: name)
+    return Opened(tensors, sections, lambda name: name)
 
 
 def refusal(model) -> str:

@@ -17,7 +17,7 @@ from kosmos_jax.interop.formats.base import (
     read_config,
     shapes_of,
 )
-from kosmos_jax.interop.tensors import Tensor, Weights
+from kosmos_jax.interop.tensors import Tensor
 from kosmos_jax.model.perception.whisper import sinusoids
 
 ENCODER = "audio.encoder."
@@ -59,9 +59,8 @@ FIELDS = Fields(
 )
 
 
-def opened(path: Path, weights: Weights) -> Opened:
+def opened(path: Path, tensors: Mapping[str, Tensor]) -> Opened:
     """Whisper's encoder, by the config.json of transformers or the shapes of OpenAI's file."""
-    tensors = weights.tensors
     for prefix in ("model.encoder.", "encoder.", ""):
         if f"{prefix}layer_norm.weight" in tensors and f"{prefix}conv1.weight" in tensors:
             section = read_config(path, FIELDS)
