@@ -1,13 +1,9 @@
 """CLIP's vision transformer as transformers, OpenAI and open_clip publish it; the text side of their files is left."""
 
-import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-from einops import rearrange
 
 from kosmos_jax.errors import UserError
 from kosmos_jax.interop.formats.base import (
@@ -54,26 +50,6 @@ openai_names = chain(
     (r"\battention\.(query|key|value)\.", r"attn.\1."),
     (r"\battention\.out\.", "attn.out_proj."),
 )
-
-# The patch embedding: a linear layer in our module, [d, p * p * 3], and a convolution everywhere else, [d, 3, p, p].
-PATCH = "image.encoder.patch.weight"
-
-
-def convolution_shape(shape: tuple[int, int]) -> tuple[int, int, int, int]:
-    """The shape of the patch embedding as a convolution."""
-    size = math.isqrt(shape[1] // 3)
-    return (shape[0], 3, size, size)
-
-
-def to_convolution(weight: np.ndarray) -> np.ndarray:
-    """The patch embedding of our module as a convolution, contiguous."""
-    size = convolution_shape(weight.shape)[-1]
-    return np.ascontiguousarray(rearrange(weight, "d (p q c) -> d c p q", p=size, q=size))
-
-
-def from_convolution(weight: np.ndarray) -> np.ndarray:
-    """The reverse of `to_convolution`."""
-    return np.ascontiguousarray(rearrange(weight, "d c p q -> d (p q c)"))
 
 
 def vision_fields(width: int, layers: int, heads: int, ffn: int, patch: int) -> Fields:
