@@ -60,29 +60,19 @@ def build(tokenizer: Tokenizer, kosmos2: bool):
     built.normalizer = _normalizer(tokenizer.model_bytes, model.normalizer_spec.precompiled_charsmap, dict(vocab))
     built.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
     built.decoder = decoders.Metaspace(prepend_scheme="always")
-    built.add_tokens([AddedToken(**token) for token in added_tokens(tokenizer, kosmos2).values()])
+    special = {token: token in SPECIALS or not kosmos2 for token in (*SPECIALS[:-1], *tokenizer.tags)}
+    built.add_tokens(
+        [  # a tag takes the spaces before it
+            AddedToken(token, special=skipped, lstrip=token in tokenizer.tags, normalized=False)
+            for token, skipped in special.items()
+        ]
+    )
     built.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>" if kosmos2 else "<s> $A",
         pair="<s> $A </s> </s> $B </s>" if kosmos2 else "<s> $A $B",
         special_tokens=[("<s>", tokenizer.bos), ("</s>", tokenizer.eos)],
     )
     return built
-
-
-def added_tokens(tokenizer: Tokenizer, kosmos2: bool) -> dict[int, dict[str, Any]]:
-    """id -> fields of tokenizers.AddedToken, of everything that is not a piece; a tag takes the spaces before it."""
-    ids = dict(enumerate(SPECIALS[:-1])) | dict(enumerate(tokenizer.tags, tokenizer.mask))
-    return {
-        i: dict(
-            content=token,
-            special=token in SPECIALS or not kosmos2,
-            lstrip=i >= tokenizer.mask,
-            rstrip=False,
-            single_word=False,
-            normalized=False,
-        )
-        for i, token in ids.items()
-    }
 
 
 def sentencepiece_model(file: Path) -> bytes:
