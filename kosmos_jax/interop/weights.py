@@ -135,7 +135,7 @@ class Reader:
         """
         source, tensors = self.source, self.tensors
         ours = torch_names(shapes, source.convolution)
-        wanted = {source.rename(name): place for name, place in ours.items() if source.keeps(name)}
+        wanted = {source.rename(name): place for name, place in ours.items() if name.startswith(source.part)}
         known = {*wanted, source.head, *source.positions}
         surplus = [name for name in tensors if name not in known and not source.ignored.fullmatch(name)]
         missing = [name for name in wanted if name not in tensors]

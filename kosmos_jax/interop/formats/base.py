@@ -20,7 +20,7 @@ class Opened(NamedTuple):
       rename: our PyTorch name -> the name in the file.
       ignored: names in the file that carry nothing we need.
       head: the output layer, where the file may have one: it must be the embedding, as it is here.
-      keeps: which of our PyTorch names the file has.
+      part: what our PyTorch names begin with of which the file has the tensors; "" for all.
       convolution: whether CLIP's patch embedding is a convolution there, not a linear layer.
       positions: a table that the file may have and we compute, by its name: it must be ours.
     """
@@ -30,7 +30,7 @@ class Opened(NamedTuple):
     rename: Callable[[str], str]
     ignored: re.Pattern = re.compile(r"(?!)")
     head: str = ""
-    keeps: Callable[[str], bool] = lambda name: True
+    part: str = ""
     convolution: bool = False
     positions: Mapping[str, Any] = {}
 
@@ -115,10 +115,6 @@ class Fields(NamedTuple):
         """The section of their config for ours."""
         fixed = {key: value for key, value in self.fixed.items() if key not in NO_PART_OF_IT}
         return fixed | {theirs: section[ours] for theirs, (ours, _) in self.taken.items()}
-
-    def read_some(self, section: Mapping[str, Any], where: str) -> dict[str, Any]:
-        """The same of a section in which all else is harmless."""
-        return self.read({key: section[key] for key in section.keys() & {*self.taken, *self.fixed}}, where)
 
 
 # PretrainedConfig of transformers 4.35 to 5.24: names, dtypes, initialisation, outputs, labels and generation.

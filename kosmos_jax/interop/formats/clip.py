@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from kosmos_jax.interop.formats.base import (
 from kosmos_jax.interop.tensors import Tensor, read_json
 from kosmos_jax.model.perception.clip import PIXEL_MEAN, PIXEL_STD
 
+ENCODER = "image.encoder."  # our PyTorch names of it begin so
 OPEN_CLIP_CONFIG = "open_clip_config.json"
 
 # transformers' CLIPVisionTransformer without a prefix ("pre_layrnorm" is how they spell it); the encoder alone.
@@ -52,12 +54,8 @@ openai_names = chain(
 )
 
 
-def vision_fields(width: int, layers: int, heads: int, ffn: int, patch: int) -> Fields:
-    """The fields of transformers' vision config, with defaults of these sizes.
-
-    Args:
-      width, layers, heads, ffn, patch: the defaults.
-    """
+def _vision(patch: int, width: int, layers: int, heads: int, ffn: int) -> Fields:
+    """The fields of transformers' vision config, with defaults of these sizes."""
     return Fields(
         taken=dict(
             image_size=("image_size", 224),
@@ -73,8 +71,7 @@ def vision_fields(width: int, layers: int, heads: int, ffn: int, patch: int) -> 
     )
 
 
-KOSMOS2_VISION = vision_fields(1024, 24, 16, 4096, patch=14)
-CLIP_VISION = vision_fields(768, 12, 12, 3072, patch=32)
+KOSMOS2_VISION, CLIP_VISION = _vision(14, 1024, 24, 16, 4096), _vision(32, 768, 12, 12, 3072)
 # A config of which nothing but the vision tower is read.
 AROUND_VISION = Fields(
     fixed=NO_PART_OF_IT,
@@ -97,9 +94,7 @@ OPEN_CLIP_VISION = Fields(
 )
 
 # How pixels are normalised (kosmos_jax/model/perception/clip.py), and the section of each file that says it.
-PIXELS = Fields(
-    fixed=dict.fromkeys(("image_mean", "mean"), list(PIXEL_MEAN)) | dict.fromkeys(("image_std", "std"), list(PIXEL_STD))
-)
+PIXELS = dict.fromkeys(("image_mean", "mean"), list(PIXEL_MEAN)) | dict.fromkeys(("image_std", "std"), list(PIXEL_STD))
 PIXEL_SECTIONS = {
     "preprocessor_config.json": "",
     "processor_config.json": "image_processor",
@@ -118,11 +113,7 @@ def check_pixels(path: Path):
         given = read_json(file) if file.is_file() else {}
         given = given.get(section) if section and isinstance(given, Mapping) else given
         if isinstance(given, Mapping):
-            PIXELS.read_some(given, str(file))
-
-
-def is_clip(name: str) -> bool:
-    return name.startswith("image.encoder.")
+            Fields(fixed=PIXELS, harmless=given.keys()).read(given, str(file))
 
 
 def image_section(vision: dict[str, Any], **more) -> dict[str, Any]:
@@ -143,10 +134,9 @@ def _clip_section(path: Path) -> dict[str, Any]:
     return read_config(path, tower)
 
 
-def _openai_section(
-    path: Path, prefix: str, tensors: Mapping[str, Tensor], activation: str, config: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
-    """From the shapes; `config` is open_clip's vision_cfg, which has to agree with them."""
+def _openai_section(path: Path, prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """From the shapes, with which open_clip's config, where there is one, has to agree."""
+    config, activation = _open_clip_config(path, tensors)
     shape = shapes_of(path, tensors)
     width, _, patch, _ = shape(f"{prefix}conv1.weight")
     section = dict(
@@ -155,9 +145,8 @@ def _openai_section(
         width=width,
         layers=count_layers(tensors, re.escape(prefix) + r"transformer\.resblocks\.(\d+)\."),
     )
-    table = OPEN_CLIP_VISION
-    table = table._replace(fixed=table.fixed | section)
-    head_width = table.read(config or {}, f"{beside(path, OPEN_CLIP_CONFIG)}: vision_cfg")["head_width"]
+    table = OPEN_CLIP_VISION._replace(fixed=OPEN_CLIP_VISION.fixed | section)
+    head_width = table.read(config, f"{beside(path, OPEN_CLIP_CONFIG)}: vision_cfg")["head_width"]
     ffn = shape(f"{prefix}transformer.resblocks.0.mlp.c_fc.weight")[0]
     return section | dict(heads=max(1, width // head_width), ffn=ffn, activation=activation)
 
@@ -171,9 +160,8 @@ def opened(path: Path, tensors: Mapping[str, Tensor]) -> Opened:
             return _tower(tensors, prefix, transformers_names, _clip_section(path), ignored)
     for prefix in ("visual.", ""):
         if f"{prefix}conv1.weight" in tensors and f"{prefix}class_embedding" in tensors:
-            config, activation = _open_clip_config(path, tensors)
-            section = _openai_section(path, prefix, tensors, activation, config)
-            return _tower(_split_in_proj(tensors), prefix, openai_names, section, rf"{re.escape(prefix)}proj")
+            section, ignored = _openai_section(path, prefix, tensors), rf"{re.escape(prefix)}proj"
+            return _tower(_split_in_proj(tensors), prefix, openai_names, section, ignored)
     raise UserError(f"{path} holds no vision tower of CLIP under any name known here")
 
 
@@ -181,7 +169,7 @@ def _tower(tensors: Mapping[str, Tensor], prefix: str, rename: Callable[[str], s
     """A vision tower whose names begin with `prefix`; what begins otherwise is another tower."""
     ignored = re.compile(rf"(?!{re.escape(prefix)}).*|{ignored}")
     sections = dict(perception=image_section(section))
-    return Opened(tensors, sections, lambda name: prefix + rename(name), ignored, keeps=is_clip, convolution=True)
+    return Opened(tensors, sections, lambda name: prefix + rename(name), ignored, part=ENCODER, convolution=True)
 
 
 def _open_clip_config(path: Path, tensors: Mapping[str, Tensor]) -> tuple[Mapping[str, Any], str]:
@@ -200,22 +188,19 @@ def _open_clip_config(path: Path, tensors: Mapping[str, Tensor]) -> tuple[Mappin
 
 def _split_in_proj(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """open_clip's `attn.in_proj_weight` [3 d, d] as three tensors, `attn.query.weight` and so on."""
+
+    def rows(tensor, first, count, index):
+        start, stop, _ = index[0].indices(count)
+        return tensor.read((slice(first + start, first + stop), *index[1:]))
+
     split = {}
     for name, tensor in tensors.items():
         fused = re.fullmatch(r"(.*\.attn\.)in_proj_(weight|bias)", name)
         if not fused:
             split[name] = tensor
             continue
-        shape = (tensor.shape[0] // 3, *tensor.shape[1:])
+        count, *rest = tensor.shape[0] // 3, *tensor.shape[1:]
         for i, part in enumerate(("query", "key", "value")):
-            rows = _rows_from(tensor, i * shape[0], shape[0])
-            split[f"{fused[1]}{part}.{fused[2]}"] = tensor._replace(shape=shape, read=rows)
+            read = partial(rows, tensor, i * count, count)
+            split[f"{fused[1]}{part}.{fused[2]}"] = tensor._replace(shape=(count, *rest), read=read)
     return split
-
-
-def _rows_from(tensor: Tensor, first: int, rows: int):
-    def read(index):
-        start, stop, _ = index[0].indices(rows)
-        return tensor.read((slice(first + start, first + stop), *index[1:]))
-
-    return read

@@ -47,7 +47,7 @@ _connector = chain(
 
 def names(name: str) -> str:
     """Our PyTorch name -> that of transformers' Kosmos2ForConditionalGeneration."""
-    if clip.is_clip(name):
+    if name.startswith(clip.ENCODER):
         return "vision_model.model." + clip.transformers_names(name)
     if name.startswith("image.connector."):
         return "image_to_text_projection." + _connector(name)
@@ -84,13 +84,13 @@ def refusal(model) -> str:
         reasons.append(f"model.text.positions is {model.text.positions!r} and Kosmos-2 there has sinusoids only")
     if set(model.perception) != {"image"}:
         reasons.append(f"model.perception has {', '.join(model.perception) or 'nothing'} and it has images only")
-        return "; ".join(reasons) + "; --to hf-remote-code takes every model"
-    connector = model.perception.image.connector
-    if connector.kind != "xconnector":
-        reasons.append(f"the kind of the connector is {connector.kind!r} and it has the xconnector only")
-    if connector.heads != model.text.heads:
-        reasons.append(f"the connector's heads are {connector.heads}, which must be model.text.heads there")
-    return "; ".join(reasons) + "; --to hf-remote-code takes every model" if reasons else ""
+    else:
+        connector = model.perception.image.connector
+        if connector.kind != "xconnector":
+            reasons.append(f"the kind of the connector is {connector.kind!r} and it has the xconnector only")
+        if connector.heads != model.text.heads:
+            reasons.append(f"the connector's heads are {connector.heads}, which must be model.text.heads there")
+    return "; ".join([*reasons, "--to hf-remote-code takes every model"]) if reasons else ""
 
 
 def config(model, dtype: str) -> dict[str, Any]:
@@ -104,10 +104,9 @@ def config(model, dtype: str) -> dict[str, Any]:
     vision = clip.KOSMOS2_VISION.written(image.encoder.to_dict() | dict(image_size=image.shape[0]))
     return dict(
         architectures=["Kosmos2ForConditionalGeneration"],
-        model_type="kosmos-2",
+        **AROUND.written(image),
         **for_transformers(dtype),
         **eager,
-        latent_query_num=image.tokens,
         text_config=eager | text,
         vision_config=eager | vision | dict(model_type="kosmos_2_vision_model"),
     )
@@ -117,11 +116,12 @@ def opened(path: Path, tensors: Mapping[str, Tensor]) -> Opened:
     """By transformers' Kosmos2Config; what a config.json leaves out has transformers' default."""
     config_of(path, "model_type")
     clip.check_pixels(path)
-    config = config_of(path)
-    tokens = read_config(path, AROUND)["tokens"]
+    config, tokens = config_of(path), read_config(path, AROUND)["tokens"]
     tables = dict(text_config=TEXT, vision_config=clip.KOSMOS2_VISION)
-    given = {key: {} if config.get(key) is None else config[key] for key in tables}
-    text, vision = (table.read(given[key], f"{beside(path, CONFIG)}: {key}") for key, table in tables.items())
+    text, vision = (
+        table.read({} if config.get(key) is None else config[key], f"{beside(path, CONFIG)}: {key}")
+        for key, table in tables.items()
+    )
     connector = dict(kind="xconnector", heads=text["heads"], layers=1, dropout=text["attention_dropout"])
     return Opened(
         tensors,

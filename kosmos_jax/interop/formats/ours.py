@@ -29,18 +29,11 @@ TORCH = Fields(harmless=("model", "dtype"))
 TORCH_MODEL = Fields(harmless=(*SECTIONS, "dtype", "remat", "scan_unroll"))
 
 
-def plain(config) -> Any:
-    """A config's section as JSON has it."""
-    if hasattr(config, "items"):
-        return {key: plain(value) for key, value in config.items()}
-    return list(config) if isinstance(config, tuple) else config
-
-
 def _remote_code_config(model, dtype: str) -> dict[str, Any]:
     code = "modeling_kosmos_jax.KosmosJaxForConditionalGeneration"
     return dict(
         architectures=["KosmosJaxForConditionalGeneration"],
-        model_type="kosmos-jax",
+        **REMOTE_CODE.written({}),
         auto_map=dict(
             AutoConfig="configuration_kosmos_jax.KosmosJaxConfig",
             AutoModel=code,
@@ -48,8 +41,7 @@ def _remote_code_config(model, dtype: str) -> dict[str, Any]:
             AutoModelForImageTextToText=code,
         ),
         **for_transformers(dtype),
-        **IDS,
-        **{section: plain(model[section]) for section in ("text", "perception")},
+        **{section: model[section].to_dict() for section in SECTIONS},
     )
 
 
@@ -93,5 +85,5 @@ def refusal(model) -> str:
     return f"torch_files/kosmos_torch.py has no encoder for {', '.join(unknown)}; add it there" if unknown else ""
 
 
-TORCH_EXPORT = ExportFormat(lambda name: name, lambda model, dtype: dict(model=plain(model), dtype=dtype), refusal)
+TORCH_EXPORT = ExportFormat(lambda name: name, lambda model, dtype: dict(model=model.to_dict(), dtype=dtype), refusal)
 REMOTE_CODE_EXPORT = ExportFormat(lambda name: f"model.{name}", _remote_code_config, refusal)

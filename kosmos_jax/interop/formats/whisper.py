@@ -89,7 +89,7 @@ def _encoder(
         dict(perception={"audio": dict(encoder=dict(kind="whisper", **section))}),
         lambda name: prefix + rename(name),
         ignored=re.compile(rf"(?!{re.escape(prefix)}).*|{re.escape(table)}|.*decoder\..*|proj_out\..*"),
-        keeps=lambda name: name.startswith(ENCODER),
+        part=ENCODER,
         positions={table: sinusoids(*shape)},
     )
 
