@@ -12,9 +12,7 @@ import functools
 import itertools
 import json
 import unicodedata
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from data_pipeline.tokenizer import Tokenizer
 from kosmos_jax.errors import UserError
@@ -91,7 +89,8 @@ def sentencepiece_model(file: Path) -> bytes:
         text = file.read_text()
         saved = json.loads(text)
         vocab = [(str(piece), float(score)) for piece, score in saved["model"]["vocab"]]
-        (table,) = _normalization_tables(saved["normalizer"])
+        parts = saved["normalizer"].get("normalizers", [saved["normalizer"]])
+        (table,) = (base64.b64decode(part["precompiled_charsmap"]) for part in parts if part["type"] == "Precompiled")
         added = {token["id"]: token["content"] for token in saved["added_tokens"]}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{file} is not made of a SentencePiece model; {OTHERWISE}") from error
@@ -116,13 +115,6 @@ def sentencepiece_model(file: Path) -> bytes:
     if SentencePieceProcessor(model_proto=rebuilt.model_bytes).normalize("\uff21\u200bb") == "▁A▁b":
         model.normalizer_spec.name = "nmt_nfkc"
     return model.SerializeToString()
-
-
-def _normalization_tables(normalizer: dict[str, Any]) -> Iterator[bytes]:
-    """Of all `Precompiled` in a normalizer or a sequence of them."""
-    for part in normalizer.get("normalizers", [normalizer]):
-        if part["type"] == "Precompiled":
-            yield base64.b64decode(part["precompiled_charsmap"])
 
 
 def _read(model_bytes: bytes):

@@ -16,6 +16,7 @@ from einops import rearrange
 
 from kosmos_jax.errors import UserError
 from kosmos_jax.interop.formats import IMPORTS, ExportFormat
+from kosmos_jax.interop.formats.base import Source
 from kosmos_jax.interop.tensors import FLOATS, Tensor, open_weights
 from kosmos_jax.model import abstract_model
 
@@ -121,8 +122,8 @@ class Reader:
           UserError: unreadable, or not of this kind.
         """
         self.path, self.found = Path(path), {}
-        self.source = IMPORTS[kind](self.path, open_weights(self.path))
-        self.tensors, self.sections = self.source.tensors, self.source.sections
+        self.opened = IMPORTS[kind](Source(self.path, open_weights(self.path)))
+        self.sections = self.opened.sections
 
     def check(self, shapes: Mapping) -> None:
         """Compares the file with the parameters of a model, all of it before anything is made.
@@ -133,7 +134,7 @@ class Reader:
         Raises:
           UserError: lists by name what is missing, surplus, of another shape or quantized; or the head is not tied.
         """
-        source, tensors = self.source, self.tensors
+        source, tensors = self.opened, self.opened.tensors
         ours = torch_names(shapes, source.convolution)
         wanted = {source.rename(name): place for name, place in ours.items() if name.startswith(source.part)}
         known = {*wanted, source.head, *source.positions}
@@ -165,7 +166,7 @@ class Reader:
         )
         if not same:
             raise UserError(
-                f"{self.path}: {self.source.head} is not the embedding, and here the two are one (tied, as in all of "
+                f"{self.path}: {self.opened.head} is not the embedding, and here the two are one (tied, as in all of "
                 f"the family); if the model never used it, delete it from the file"
             )
 

@@ -1,4 +1,4 @@
-"""What foreign formats have in common: names by substitution, configs by fields, and what opened weights are."""
+"""What foreign formats have in common: names by substitution, configs by fields, and what lies in a source."""
 
 import re
 from collections.abc import Callable, Collection, Mapping
@@ -146,35 +146,57 @@ def beside(path: Path, name: str) -> Path:
     return (path if path.is_dir() else path.parent) / name
 
 
-def config_of(path: Path, *keys: str) -> Any:
-    """What the config.json beside weights has under some keys."""
-    return read_json(beside(path, CONFIG), *keys)
+class Source(NamedTuple):
+    """Weights and what lies beside them.
 
-
-def read_config(path: Path, table: Fields, *keys: str, required: bool = False) -> dict[str, Any]:
-    """A section of the config.json beside weights, by a table of its fields; see `Fields.read`.
-
-    Args:
-      path: of the weights.
-      table: the fields of the section.
-      *keys: of the section in the config.json.
-      required: see `Fields.read`.
+    Attributes:
+      path: of the weights, a file or a folder.
+      tensors: by the names in the file.
     """
-    where = f"{beside(path, CONFIG)}: {'.'.join(keys)}".removesuffix(": ")
-    return table.read(config_of(path, *keys), where, required)
 
+    path: Path
+    tensors: Mapping[str, Tensor]
 
-def count_layers(tensors: Mapping[str, Tensor], pattern: str) -> int:
-    """How many different numbers the group of a pattern has among the names."""
-    return len({match[1] for name in tensors if (match := re.match(pattern, name))})
+    def config(self, *keys: str) -> Any:
+        """What the config.json has under some keys."""
+        return read_json(beside(self.path, CONFIG), *keys)
 
+    def where(self, *keys: str) -> str:
+        """A section of the config.json, for messages."""
+        return f"{beside(self.path, CONFIG)}: {'.'.join(keys)}".removesuffix(": ")
 
-def shapes_of(path: Path, tensors: Mapping[str, Tensor]) -> Callable[[str], tuple[int, ...]]:
-    """The shapes of tensors by name; UserError for one that is not there."""
+    def fields(self, table: Fields, *keys: str, required: bool = False) -> dict[str, Any]:
+        """A section of the config.json by a table of its fields; see `Fields.read`."""
+        return table.read(self.config(*keys), self.where(*keys), required)
 
-    def shape(name: str) -> tuple[int, ...]:
-        if name not in tensors:
-            raise UserError(f"{path} has no {name}: it is of another kind than --from says, or incomplete")
-        return tensors[name].shape
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of a tensor that has to be there."""
+        if name not in self.tensors:
+            raise UserError(f"{self.path} has no {name}: it is of another kind than --from says, or incomplete")
+        return self.tensors[name].shape
 
-    return shape
+    def layers(self, prefix: str) -> int:
+        """How many different numbers follow a prefix among the names."""
+        pattern = re.escape(prefix) + r"(\d+)\."
+        return len({match[1] for name in self.tensors if (match := re.match(pattern, name))})
+
+    def encoder(
+        self, modality: str, section: dict[str, Any], prefix: str, rename: Callable[[str], str], ignored: str
+    ) -> Opened:
+        """An encoder alone, whose names begin with `prefix`; what begins otherwise is left.
+
+        Args:
+          modality: that it is for.
+          section: what the file decides of the modality's section.
+          prefix: of the names in the file.
+          rename: our PyTorch name -> the name behind the prefix.
+          ignored: a pattern of names that carry nothing we need.
+        """
+        return Opened(
+            self.tensors,
+            {"perception": {modality: section}},
+            lambda name: prefix + rename(name),
+            re.compile(rf"(?!{re.escape(prefix)}).*|{ignored}"),
+            part=f"{modality}.encoder.",
+            convolution=True,
+        )

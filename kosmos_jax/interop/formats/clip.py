@@ -1,9 +1,8 @@
 """CLIP's vision transformer as transformers, OpenAI and open_clip publish it; the text side of their files is left."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from kosmos_jax.errors import UserError
@@ -13,12 +12,9 @@ from kosmos_jax.interop.formats.base import (
     TRANSFORMERS,
     Fields,
     Opened,
+    Source,
     beside,
     chain,
-    config_of,
-    count_layers,
-    read_config,
-    shapes_of,
 )
 from kosmos_jax.interop.tensors import Tensor, read_json
 from kosmos_jax.model.perception.clip import PIXEL_MEAN, PIXEL_STD
@@ -102,14 +98,14 @@ PIXEL_SECTIONS = {
 }
 
 
-def check_pixels(path: Path):
+def check_pixels(source: Source):
     """Compares what lies beside the weights with the normalisation of pixels here.
 
     Raises:
       UserError: it is another one.
     """
     for name, section in PIXEL_SECTIONS.items():
-        file = beside(path, name)
+        file = beside(source.path, name)
         given = read_json(file) if file.is_file() else {}
         given = given.get(section) if section and isinstance(given, Mapping) else given
         if isinstance(given, Mapping):
@@ -119,71 +115,63 @@ def check_pixels(path: Path):
 def image_section(vision: dict[str, Any], **more) -> dict[str, Any]:
     """A modality's section from the fields of a vision transformer."""
     size = vision.pop("image_size")
-    return {"image": dict(shape=(size, size, 3), encoder=dict(kind="clip", **vision), **more)}
+    return dict(shape=(size, size, 3), encoder=dict(kind="clip", **vision), **more)
 
 
-def _clip_section(path: Path) -> dict[str, Any]:
+def _clip_section(source: Source) -> dict[str, Any]:
     """Of a config.json of transformers' CLIP, of its vision tower alone, or of Kosmos-2."""
-    tower = KOSMOS2_VISION if "kosmos" in str(config_of(path, "model_type")) else CLIP_VISION
-    config = config_of(path)
+    tower = KOSMOS2_VISION if "kosmos" in str(source.config("model_type")) else CLIP_VISION
     # Old files have the section twice, and transformers takes this one (CLIPConfig.__post_init__).
     for key in ("vision_config_dict", "vision_config"):
-        if config.get(key) is not None:
-            read_config(path, AROUND_VISION)
-            return read_config(path, tower, key)
-    return read_config(path, tower)
+        if source.config().get(key) is not None:
+            source.fields(AROUND_VISION)
+            return source.fields(tower, key)
+    return source.fields(tower)
 
 
-def _openai_section(path: Path, prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+def _openai_section(source: Source, prefix: str) -> dict[str, Any]:
     """From the shapes, with which open_clip's config, where there is one, has to agree."""
-    config, activation = _open_clip_config(path, tensors)
-    shape = shapes_of(path, tensors)
-    width, _, patch, _ = shape(f"{prefix}conv1.weight")
+    config, activation = _open_clip_config(source)
+    width, _, patch, _ = source.shape(f"{prefix}conv1.weight")
     section = dict(
-        image_size=patch * round((shape(f"{prefix}positional_embedding")[0] - 1) ** 0.5),
+        image_size=patch * round((source.shape(f"{prefix}positional_embedding")[0] - 1) ** 0.5),
         patch_size=patch,
         width=width,
-        layers=count_layers(tensors, re.escape(prefix) + r"transformer\.resblocks\.(\d+)\."),
+        layers=source.layers(f"{prefix}transformer.resblocks."),
     )
     table = OPEN_CLIP_VISION._replace(fixed=OPEN_CLIP_VISION.fixed | section)
-    head_width = table.read(config, f"{beside(path, OPEN_CLIP_CONFIG)}: vision_cfg")["head_width"]
-    ffn = shape(f"{prefix}transformer.resblocks.0.mlp.c_fc.weight")[0]
+    head_width = table.read(config, f"{beside(source.path, OPEN_CLIP_CONFIG)}: vision_cfg")["head_width"]
+    ffn = source.shape(f"{prefix}transformer.resblocks.0.mlp.c_fc.weight")[0]
     return section | dict(heads=max(1, width // head_width), ffn=ffn, activation=activation)
 
 
-def opened(path: Path, tensors: Mapping[str, Tensor]) -> Opened:
-    """A CLIP vision tower as transformers (three prefixes), OpenAI or open_clip name it; the text tower is left."""
-    check_pixels(path)
-    for prefix in ("vision_model.model.", "vision_model.", ""):
-        if f"{prefix}pre_layrnorm.weight" in tensors:
-            ignored = r".*\.?position_ids|visual_projection\..*|text_.*|logit_scale"
-            return _tower(tensors, prefix, transformers_names, _clip_section(path), ignored)
-    for prefix in ("visual.", ""):
-        if f"{prefix}conv1.weight" in tensors and f"{prefix}class_embedding" in tensors:
-            section, ignored = _openai_section(path, prefix, tensors), rf"{re.escape(prefix)}proj"
-            return _tower(_split_in_proj(tensors), prefix, openai_names, section, ignored)
-    raise UserError(f"{path} holds no vision tower of CLIP under any name known here")
-
-
-def _tower(tensors: Mapping[str, Tensor], prefix: str, rename: Callable[[str], str], section, ignored: str) -> Opened:
-    """A vision tower whose names begin with `prefix`; what begins otherwise is another tower."""
-    ignored = re.compile(rf"(?!{re.escape(prefix)}).*|{ignored}")
-    sections = dict(perception=image_section(section))
-    return Opened(tensors, sections, lambda name: prefix + rename(name), ignored, part=ENCODER, convolution=True)
-
-
-def _open_clip_config(path: Path, tensors: Mapping[str, Tensor]) -> tuple[Mapping[str, Any], str]:
+def _open_clip_config(source: Source) -> tuple[Mapping[str, Any], str]:
     """open_clip's vision_cfg and the activation; OpenAI's own weights have no config and need QuickGELU."""
-    file = beside(path, OPEN_CLIP_CONFIG)
+    file = beside(source.path, OPEN_CLIP_CONFIG)
     if file.is_file():
         quick = OPEN_CLIP.read(read_json(file, "model_cfg"), f"{file}: model_cfg")["quick_gelu"]
         return read_json(file, "model_cfg", "vision_cfg"), "quick_gelu" if quick else "gelu"
-    if {"input_resolution", "context_length", "vocab_size"} <= set(tensors):
+    if {"input_resolution", "context_length", "vocab_size"} <= set(source.tensors):
         return {}, "quick_gelu"  # only OpenAI's archives have these
     raise UserError(
-        f"{path}: nothing says whether these weights need QuickGELU (OpenAI's do) or GELU (LAION's do), and the wrong "
-        f"one spoils them; put open_clip's {OPEN_CLIP_CONFIG} beside the file"
+        f"{source.path}: nothing says whether these weights need QuickGELU (OpenAI's do) or GELU (LAION's do), and the "
+        f"wrong one spoils them; put open_clip's {OPEN_CLIP_CONFIG} beside the file"
     )
+
+
+def opened(source: Source) -> Opened:
+    """A CLIP vision tower as transformers (three prefixes), OpenAI or open_clip name it; the text tower is left."""
+    check_pixels(source)
+    for prefix in ("vision_model.model.", "vision_model.", ""):
+        if f"{prefix}pre_layrnorm.weight" in source.tensors:
+            section, ignored = _clip_section(source), r".*\.?position_ids|visual_projection\..*|text_.*|logit_scale"
+            return source.encoder("image", image_section(section), prefix, transformers_names, ignored)
+    for prefix in ("visual.", ""):
+        if f"{prefix}conv1.weight" in source.tensors and f"{prefix}class_embedding" in source.tensors:
+            section, ignored = _openai_section(source, prefix), rf"{re.escape(prefix)}proj"
+            split = source._replace(tensors=_split_in_proj(source.tensors))
+            return split.encoder("image", image_section(section), prefix, openai_names, ignored)
+    raise UserError(f"{source.path} holds no vision tower of CLIP under any name known here")
 
 
 def _split_in_proj(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,13 +1,10 @@
 """transformers' Kosmos-2: the one model of the family that it has, with sinusoids and images alone."""
 
 import re
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from kosmos_jax.interop.formats import clip
 from kosmos_jax.interop.formats.base import (
-    CONFIG,
     IDS,
     NO_PART_OF_IT,
     PROJECTIONS,
@@ -15,13 +12,10 @@ from kosmos_jax.interop.formats.base import (
     ExportFormat,
     Fields,
     Opened,
-    beside,
+    Source,
     chain,
-    config_of,
     for_transformers,
-    read_config,
 )
-from kosmos_jax.interop.tensors import Tensor
 
 # torchscale/architecture/decoder.py, Decoder(subln=True, share_decoder_input_output_embed=True); the decoder alone.
 torchscale_names = chain(
@@ -112,23 +106,20 @@ def config(model, dtype: str) -> dict[str, Any]:
     )
 
 
-def opened(path: Path, tensors: Mapping[str, Tensor]) -> Opened:
+def opened(source: Source) -> Opened:
     """By transformers' Kosmos2Config; what a config.json leaves out has transformers' default."""
-    config_of(path, "model_type")
-    clip.check_pixels(path)
-    config, tokens = config_of(path), read_config(path, AROUND)["tokens"]
-    tables = dict(text_config=TEXT, vision_config=clip.KOSMOS2_VISION)
+    source.config("model_type")
+    clip.check_pixels(source)
+    tokens, tables = source.fields(AROUND)["tokens"], dict(text_config=TEXT, vision_config=clip.KOSMOS2_VISION)
+    given = {key: source.config().get(key) for key in tables}
     text, vision = (
-        table.read({} if config.get(key) is None else config[key], f"{beside(path, CONFIG)}: {key}")
-        for key, table in tables.items()
+        table.read({} if given[key] is None else given[key], source.where(key)) for key, table in tables.items()
     )
     connector = dict(kind="xconnector", heads=text["heads"], layers=1, dropout=text["attention_dropout"])
+    image = clip.image_section(vision, tokens=tokens, connector=connector)
     return Opened(
-        tensors,
-        dict(
-            text=text | dict(positions="sinusoidal"),
-            perception=clip.image_section(vision, tokens=tokens, connector=connector),
-        ),
+        source.tensors,
+        dict(text=text | dict(positions="sinusoidal"), perception=dict(image=image)),
         names,
         ignored=re.compile(r"text_model\.model\.embed_positions\.weights|.*position_ids"),
         head="text_model.lm_head.weight",

@@ -1,25 +1,20 @@
 """Our own formats: plain PyTorch (`torch`), and the same with transformers around it (`hf-remote-code`)."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from flax.traverse_util import flatten_dict
 
 from kosmos_jax.errors import UserError
 from kosmos_jax.interop.formats.base import (
-    CONFIG,
     IDS,
     TRANSFORMERS,
     ExportFormat,
     Fields,
     Opened,
-    beside,
-    config_of,
+    Source,
     for_transformers,
-    read_config,
 )
-from kosmos_jax.interop.tensors import Tensor
 
 ENCODERS = ("clip", "whisper")  # of torch_files/kosmos_torch.py
 # What `kosmos export` writes around the sections that are ours.
@@ -45,38 +40,38 @@ def _remote_code_config(model, dtype: str) -> dict[str, Any]:
     )
 
 
-def _our_sections(path: Path, *keys: str) -> dict[str, dict[str, Any]]:
+def _our_sections(source: Source, *keys: str) -> dict[str, dict[str, Any]]:
     """The sections that `kosmos export` wrote, complete; a modality is one that this version has an encoder for."""
     from configs import kosmos1
     from kosmos_jax.model import perception
 
     text = Fields({key: (key, value) for key, value in kosmos1.model()["text"].items()})
-    sections = {"text": read_config(path, text, *keys, "text", required=True), "perception": {}}
-    found = config_of(path, *keys, "perception")
+    sections = {"text": source.fields(text, *keys, "text", required=True), "perception": {}}
+    found = source.config(*keys, "perception")
     for name, section in found.items() if isinstance(found, Mapping) else ():
-        where = f"{beside(path, CONFIG)}: {'.'.join([*keys, 'perception', name])}"
         flat = flatten_dict(section, sep=".") if isinstance(section, Mapping) else {}
         wanted = perception.keys(section) if flat else []
         problems = [f"{key} is missing" for key in wanted if key not in flat]
         problems += [f"{key} ({flat[key]!r:.40}) is unknown" for key in flat if key not in wanted]
         problems += [] if isinstance(flat.get("shape"), list) else ["shape must be a list"]
         if problems or not flat:
+            where = source.where(*keys, "perception", name)
             raise UserError(f"{where}: no such model can be imported:\n    " + "\n    ".join(problems))
         sections["perception"][name] = section | {"shape": tuple(section["shape"])}
     return sections
 
 
-def remote_code(path: Path, tensors: Mapping[str, Tensor]) -> Opened:
-    sections = _our_sections(path)
-    read_config(path, REMOTE_CODE)
-    return Opened(tensors, sections, lambda name: f"model.{name}")
+def remote_code(source: Source) -> Opened:
+    sections = _our_sections(source)
+    source.fields(REMOTE_CODE)
+    return Opened(source.tensors, sections, lambda name: f"model.{name}")
 
 
-def torch(path: Path, tensors: Mapping[str, Tensor]) -> Opened:
-    sections = _our_sections(path, "model")
-    read_config(path, TORCH)
-    read_config(path, TORCH_MODEL, "model")
-    return Opened(tensors, sections, lambda name: name)
+def torch(source: Source) -> Opened:
+    sections = _our_sections(source, "model")
+    source.fields(TORCH)
+    source.fields(TORCH_MODEL, "model")
+    return Opened(source.tensors, sections, lambda name: name)
 
 
 def refusal(model) -> str:
