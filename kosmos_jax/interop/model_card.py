@@ -37,22 +37,18 @@ def text(record, target: str) -> str:
     code, notes = map(str.strip, own.split("\n---\n"))
     if target == "hf-kosmos2" and KOSMOS2_TAGS[0] not in record.tokenizer.tags:
         notes += NO_GROUNDING.format(first=record.tokenizer.size)
-    return (
-        (CARDS / "card.md")
-        .read_text()
-        .format(
-            library="transformers" if target.startswith("hf-") else "pytorch",
-            task="image-text-to-text",
-            name=config.name,
-            step=record.step,
-            kind=f"A KOSMOS-1 model that reads {' and '.join(['text', *model.perception])}",
-            parameters=sum(leaf.size for leaf in abstract_model(model)[1].values()),
-            target=target,
-            code=code,
-            table="\n".join(f"| {name} | {value} |" for name, value in table.items()),
-            training=_training(config, record.step),
-            notes=notes,
-        )
+    card = (CARDS / "card.md").read_text()
+    return card.format(
+        library="transformers" if target.startswith("hf-") else "pytorch",
+        name=config.name,
+        step=record.step,
+        modalities=" and ".join(["text", *model.perception]),
+        parameters=sum(leaf.size for leaf in abstract_model(model)[1].values()),
+        target=target,
+        code=code,
+        table="\n".join(f"| {name} | {value} |" for name, value in table.items()),
+        training=_training(config, record.step),
+        notes=notes,
     )
 
 

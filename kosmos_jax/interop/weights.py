@@ -20,7 +20,7 @@ from kosmos_jax.interop.formats.base import Source
 from kosmos_jax.interop.tensors import FLOATS, Tensor, open_weights
 from kosmos_jax.model import abstract_model
 
-STACKED = re.compile(r"(decoder/layers|[^/]+/(?:encoder/(?:trunk|top)|connector/layers))/(.+)")
+STACKED = re.compile(r"(decoder|[^/]+/(?:encoder|connector))/(layers|trunk|top)/(.+)")
 PATCH = "image/encoder/patch/kernel"
 SHOWN = 12
 ROWS = 4096  # of a vocabulary's matrix, in memory at one time
@@ -66,23 +66,17 @@ def torch_names(shapes: Mapping, convolution: bool = False) -> dict[str, Place]:
       shapes: path -> anything with a `shape`; see kosmos_jax.model.abstract_model.
       convolution: whether to place CLIP's patch embedding as a convolution, as all but our module have it.
     """
-    trunks = {path.partition("/")[0]: x.shape[0] for path, x in shapes.items() if path.endswith("/trunk/norm1/scale")}
     places = {}
     for path, leaf in shapes.items():
-        stacked = STACKED.fullmatch(path)
-        kernel = path.endswith("/kernel")
-        shape = tuple(leaf.shape[1:] if stacked else leaf.shape)
-        shape, patch = shape[::-1] if kernel else shape, 0
-        if convolution and path == PATCH:
-            patch = math.isqrt(shape[1] // 3)
-            shape = (shape[0], 3, patch, patch)
+        stacked, kernel = STACKED.fullmatch(path), path.endswith("/kernel")
+        shape = tuple(leaf.shape[1:] if stacked else leaf.shape)[:: -1 if kernel else 1]
+        patch = math.isqrt(shape[1] // 3) if convolution and path == PATCH else 0
+        shape = (shape[0], 3, patch, patch) if patch else shape
+        tower, stack, rest = stacked.groups() if stacked else (None, None, None)
+        below = shapes.get(f"{tower}/trunk/norm1/scale") if stack == "top" else None
+        first = 0 if below is None else below.shape[0]
         for layer in range(leaf.shape[0]) if stacked else [None]:
-            name = path
-            if stacked:
-                stack, rest = stacked.groups()
-                tower, _, last = stack.rpartition("/")
-                index = layer + trunks.get(tower.partition("/")[0], 0) if last == "top" else layer
-                name = f"{tower}/layers/{index}/{rest}"
+            name = f"{tower}/layers/{first + layer}/{rest}" if stacked else path
             name = re.sub(r"/(kernel|scale)$|(?<=^embedding)$", "/weight", name).replace("/", ".")
             places[name] = Place(path, layer, kernel, shape, patch)
     return places
