@@ -51,6 +51,10 @@ def build(tokenizer: Tokenizer, kosmos2: bool):
     from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
     from tokenizers import Tokenizer as Tokenizers
 
+    def added(token: str) -> AddedToken:
+        special, is_tag = token in SPECIALS or not kosmos2, token in tokenizer.tags
+        return AddedToken(token, special=special, lstrip=is_tag, normalized=False)  # a tag takes the spaces before it
+
     model = _read(tokenizer.model_bytes)
     pieces = [(piece.piece, piece.score) for piece in model.pieces[3:]]
     vocab = [*((special, NEVER) for special in SPECIALS[:-1]), *pieces, (MASK, NEVER)]
@@ -58,13 +62,7 @@ def build(tokenizer: Tokenizer, kosmos2: bool):
     built.normalizer = _normalizer(tokenizer.model_bytes, model.normalizer_spec.precompiled_charsmap, dict(vocab))
     built.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
     built.decoder = decoders.Metaspace(prepend_scheme="always")
-    special = {token: token in SPECIALS or not kosmos2 for token in (*SPECIALS[:-1], *tokenizer.tags)}
-    built.add_tokens(
-        [  # a tag takes the spaces before it
-            AddedToken(token, special=skipped, lstrip=token in tokenizer.tags, normalized=False)
-            for token, skipped in special.items()
-        ]
-    )
+    built.add_tokens([added(token) for token in (*SPECIALS[:-1], *tokenizer.tags)])
     built.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>" if kosmos2 else "<s> $A",
         pair="<s> $A </s> </s> $B </s>" if kosmos2 else "<s> $A $B",
@@ -146,7 +144,7 @@ def _normalizer(model_bytes: bytes, charsmap: bytes, vocab: dict[str, float]):
     joining = _joining_pairs(SentencePieceProcessor(model_proto=model_bytes))
     last = {first for first, _ in joining}
     ligatures = "".join(c for c, written_out in _written_out() if written_out[-1] in last)
-    joined = "|".join(f"(?<=[{firsts}])[{marks}]" for marks, firsts in _grouped(joining).items())
+    joined = "|".join(f"(?<=[{firsts}])[{marks}]" for firsts, marks in _grouped(joining).items())
     # A tag's letter that the model lacks becomes another one that it lacks: two unknown characters, no way to the tag.
     unknown = "".join(c for c in sorted(set("".join(SPECIALS))) if c not in vocab)
     return normalizers.Sequence(
@@ -180,13 +178,13 @@ def _joining_pairs(sentencepiece) -> set[tuple[str, str]]:
 
 
 def _grouped(pairs: set[tuple[str, str]]) -> dict[str, str]:
-    """Second characters -> the first ones that all of them follow."""
+    """First characters -> the second ones that follow all of them."""
     firsts, seconds = {}, {}
     for first, second in sorted(pairs):
         firsts[second] = firsts.get(second, "") + first
     for second, together in firsts.items():
         seconds[together] = seconds.get(together, "") + second
-    return {second: together for together, second in seconds.items()}
+    return seconds
 
 
 @functools.cache

@@ -82,6 +82,12 @@ class Fields(NamedTuple):
     fixed: Mapping[str, Any] = {}
     harmless: Collection[str] = ()
 
+    @classmethod
+    def of_transformers(cls, **fields) -> "Fields":
+        """Those of a config of transformers, which may have others: harmless ones, and what no model here has."""
+        own = cls(**fields)
+        return own._replace(fixed=NO_PART_OF_IT | own.fixed, harmless=TRANSFORMERS.union(own.harmless))
+
     def read(self, section: Any, where: str, required: bool = False) -> dict[str, Any]:
         """Our key -> value, of the fields that are taken; none of them may be missing if they are `required`.
 
@@ -136,7 +142,7 @@ NO_PART_OF_IT = dict(add_cross_attention=False, cross_attention_hidden_size=None
 IDS = dict(bos_token_id=0, pad_token_id=1, eos_token_id=2)
 
 
-def for_transformers(dtype: str) -> dict[str, Any]:
+def for_dtype(dtype: str) -> dict[str, Any]:
     """What every config.json for transformers says; "torch_dtype" is "dtype" for transformers before 4.56."""
     return dict(dtype=dtype, torch_dtype=dtype, tie_word_embeddings=True)
 

@@ -6,16 +6,7 @@ from functools import partial
 from typing import Any
 
 from kosmos_jax.errors import UserError
-from kosmos_jax.interop.formats.base import (
-    NO_PART_OF_IT,
-    PROJECTIONS,
-    TRANSFORMERS,
-    Fields,
-    Opened,
-    Source,
-    beside,
-    chain,
-)
+from kosmos_jax.interop.formats.base import PROJECTIONS, Fields, Opened, Source, beside, chain
 from kosmos_jax.interop.tensors import Tensor, read_json
 from kosmos_jax.model.perception.clip import PIXEL_MEAN, PIXEL_STD
 
@@ -52,7 +43,7 @@ openai_names = chain(
 
 def _vision(patch: int, width: int, layers: int, heads: int, ffn: int) -> Fields:
     """The fields of transformers' vision config, with defaults of these sizes."""
-    return Fields(
+    return Fields.of_transformers(
         taken=dict(
             image_size=("image_size", 224),
             patch_size=("patch_size", patch),
@@ -62,17 +53,14 @@ def _vision(patch: int, width: int, layers: int, heads: int, ffn: int) -> Fields
             intermediate_size=("ffn", ffn),
             hidden_act=("activation", "quick_gelu"),
         ),
-        fixed=NO_PART_OF_IT | dict(num_channels=3, layer_norm_eps=1e-5, attention_dropout=0, dropout=0),
-        harmless=TRANSFORMERS,
+        fixed=dict(num_channels=3, layer_norm_eps=1e-5, attention_dropout=0, dropout=0),
     )
 
 
 KOSMOS2_VISION, CLIP_VISION = _vision(14, 1024, 24, 16, 4096), _vision(32, 768, 12, 12, 3072)
 # A config of which nothing but the vision tower is read.
-AROUND_VISION = Fields(
-    fixed=NO_PART_OF_IT,
-    harmless=TRANSFORMERS
-    | {"text_config", "vision_config", "text_config_dict", "vision_config_dict", "latent_query_num"},
+AROUND_VISION = Fields.of_transformers(
+    harmless="text_config vision_config text_config_dict vision_config_dict latent_query_num".split()
 )
 
 # open_clip_config.json: model_cfg, and in it CLIPVisionCfg (src/open_clip/model.py). The tensors' shapes say the rest.

@@ -4,18 +4,7 @@ import re
 from typing import Any
 
 from kosmos_jax.interop.formats import clip
-from kosmos_jax.interop.formats.base import (
-    IDS,
-    NO_PART_OF_IT,
-    PROJECTIONS,
-    TRANSFORMERS,
-    ExportFormat,
-    Fields,
-    Opened,
-    Source,
-    chain,
-    for_transformers,
-)
+from kosmos_jax.interop.formats.base import IDS, PROJECTIONS, ExportFormat, Fields, Opened, Source, chain, for_dtype
 
 # torchscale/architecture/decoder.py, Decoder(subln=True, share_decoder_input_output_embed=True); the decoder alone.
 torchscale_names = chain(
@@ -49,12 +38,12 @@ def names(name: str) -> str:
 
 
 # Kosmos2Config and its sections, with transformers' defaults.
-AROUND = Fields(
+AROUND = Fields.of_transformers(
     taken=dict(latent_query_num=("tokens", 64)),
-    fixed=NO_PART_OF_IT | dict(model_type="kosmos-2"),
-    harmless=TRANSFORMERS | {"text_config", "vision_config"},
+    fixed=dict(model_type="kosmos-2"),
+    harmless=("text_config", "vision_config"),
 )
-TEXT = Fields(
+TEXT = Fields.of_transformers(
     taken=dict(
         vocab_size=("vocab_size", 65037),
         embed_dim=("width", 2048),
@@ -65,10 +54,8 @@ TEXT = Fields(
         dropout=("dropout", 0.1),
         attention_dropout=("attention_dropout", 0.1),
     ),
-    fixed=NO_PART_OF_IT
-    | IDS
+    fixed=IDS
     | dict(activation_function="gelu", scale_embedding=True, layer_norm_eps=1e-5, activation_dropout=0, layerdrop=0),
-    harmless=TRANSFORMERS,
 )
 
 
@@ -99,7 +86,7 @@ def config(model, dtype: str) -> dict[str, Any]:
     return dict(
         architectures=["Kosmos2ForConditionalGeneration"],
         **AROUND.written(image),
-        **for_transformers(dtype),
+        **for_dtype(dtype),
         **eager,
         text_config=eager | text,
         vision_config=eager | vision | dict(model_type="kosmos_2_vision_model"),

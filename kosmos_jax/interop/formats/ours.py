@@ -6,15 +6,7 @@ from typing import Any
 from flax.traverse_util import flatten_dict
 
 from kosmos_jax.errors import UserError
-from kosmos_jax.interop.formats.base import (
-    IDS,
-    TRANSFORMERS,
-    ExportFormat,
-    Fields,
-    Opened,
-    Source,
-    for_transformers,
-)
+from kosmos_jax.interop.formats.base import IDS, TRANSFORMERS, ExportFormat, Fields, Opened, Source, for_dtype
 
 ENCODERS = ("clip", "whisper")  # of torch_files/kosmos_torch.py
 # What `kosmos export` writes around the sections that are ours.
@@ -35,7 +27,7 @@ def _remote_code_config(model, dtype: str) -> dict[str, Any]:
             AutoModelForCausalLM=code,
             AutoModelForImageTextToText=code,
         ),
-        **for_transformers(dtype),
+        **for_dtype(dtype),
         **{section: model[section].to_dict() for section in SECTIONS},
     )
 
@@ -54,7 +46,7 @@ def _our_sections(source: Source, *keys: str) -> dict[str, dict[str, Any]]:
         problems = [f"{key} is missing" for key in wanted if key not in flat]
         problems += [f"{key} ({flat[key]!r:.40}) is unknown" for key in flat if key not in wanted]
         problems += [] if isinstance(flat.get("shape"), list) else ["shape must be a list"]
-        if problems or not flat:
+        if problems:
             where = source.where(*keys, "perception", name)
             raise UserError(f"{where}: no such model can be imported:\n    " + "\n    ".join(problems))
         sections["perception"][name] = section | {"shape": tuple(section["shape"])}

@@ -5,15 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from kosmos_jax.errors import UserError
-from kosmos_jax.interop.formats.base import (
-    NO_PART_OF_IT,
-    PROJECTIONS,
-    TRANSFORMERS,
-    Fields,
-    Opened,
-    Source,
-    chain,
-)
+from kosmos_jax.interop.formats.base import PROJECTIONS, Fields, Opened, Source, chain
 from kosmos_jax.model.perception.whisper import sinusoids
 
 transformers_names = chain(
@@ -34,7 +26,7 @@ openai_names = chain(
     (r"\bfc2\.", "mlp.2."),
 )
 # WhisperConfig of transformers; what is the decoder's, of training or of generation changes nothing in the encoder.
-FIELDS = Fields(
+FIELDS = Fields.of_transformers(
     taken=dict(
         num_mel_bins=("mel_bins", 80),
         d_model=("width", 384),
@@ -42,15 +34,12 @@ FIELDS = Fields(
         encoder_attention_heads=("heads", 6),
         encoder_ffn_dim=("ffn", 1536),
     ),
-    fixed=NO_PART_OF_IT | dict(model_type="whisper", activation_function="gelu", scale_embedding=False),
-    harmless=TRANSFORMERS
-    | set(
-        """dropout attention_dropout activation_dropout encoder_layerdrop forced_decoder_ids
-        vocab_size decoder_layers decoder_attention_heads decoder_ffn_dim decoder_layerdrop max_source_positions
-        max_target_positions num_hidden_layers use_weighted_layer_sum classifier_proj_size apply_spec_augment
-        mask_time_prob mask_time_length mask_time_min_masks mask_feature_prob mask_feature_length
-        mask_feature_min_masks median_filter_width""".split()
-    ),
+    fixed=dict(model_type="whisper", activation_function="gelu", scale_embedding=False),
+    harmless="""dropout attention_dropout activation_dropout encoder_layerdrop forced_decoder_ids
+    vocab_size decoder_layers decoder_attention_heads decoder_ffn_dim decoder_layerdrop max_source_positions
+    max_target_positions num_hidden_layers use_weighted_layer_sum classifier_proj_size apply_spec_augment
+    mask_time_prob mask_time_length mask_time_min_masks mask_feature_prob mask_feature_length
+    mask_feature_min_masks median_filter_width""".split(),
 )
 
 
