@@ -1,7 +1,6 @@
 """`kosmos import`: published weights as a checkpoint of ours; and an encoder straight into a fresh model."""
 
 import logging
-import math
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -93,8 +92,7 @@ def import_weights(kind: str, path, out, *, config=None, tokenizer=None, vocab_s
     described = dict(kosmos2_tags=KOSMOS2_TAGS[0] in tokenizer.tags, vocab_size=tokenizer.mask - 1)
     overrides = [f"data.tokenizer.{key}={value}" for key, value in described.items()]
     config = apply_overrides(config, [*overrides, f"model.text.vocab_size={vocab_size}"])
-    wanted = abstract_model(config.model)[1]
-    fresh = _Fresh(config, wanted, reader.found)
+    fresh = _Fresh(config, reader.found)
 
     def part(path, index):
         if path not in reader.found:
@@ -107,22 +105,23 @@ def import_weights(kind: str, path, out, *, config=None, tokenizer=None, vocab_s
         return np.concatenate([*read, added])
 
     with complete_or_absent(Path(out)) as folder:
-        write_weights(folder, {path: leaf.shape for path, leaf in wanted.items()}, part, config, tokenizer)
+        write_weights(folder, part, config, tokenizer)
     return checkpoint.read_record(out)
 
 
 class _Fresh:
     """Parameters of a fresh model, as training would draw them, a few at a time: path -> float32 array."""
 
-    def __init__(self, config, shapes: Mapping, given: Mapping):
-        self._config, self._shapes, self._given, self._drawn = config, shapes, given, {}
+    def __init__(self, config, given: Mapping):
+        self._config, self._given, self._drawn = config, given, {}
+        self._bytes = {path: 4 * leaf.size for path, leaf in abstract_model(config.model)[1].items()}
 
     def __call__(self, path: str) -> np.ndarray:
         if path not in self._drawn:
             # Neighbours are drawn together: each time the initial values of all of the model are traced.
-            wanted, room = {path}, FRESH - 4 * math.prod(self._shapes[path].shape)
-            for other in [name for name in self._shapes if name not in self._given and name > path]:
-                room -= 4 * math.prod(self._shapes[other].shape)
+            wanted, room = {path}, FRESH - self._bytes[path]
+            for other in [name for name in self._bytes if name not in self._given and name > path]:
+                room -= self._bytes[other]
                 wanted |= {other} if room > 0 else set()
 
             def draw(key):

@@ -13,7 +13,7 @@ from kosmos_jax.checkpoint import ITEMS, assert_intact, read_run, reading, save_
 from kosmos_jax.checksums import checksums
 from kosmos_jax.config import from_json
 from kosmos_jax.interop.tensors import read_json
-from kosmos_jax.model import stacks
+from kosmos_jax.model import abstract_model, stacks
 
 
 class StoredArrays:
@@ -115,13 +115,7 @@ def assert_arrays_intact(directory: Path, items=ITEMS) -> tuple[int, int]:
 PIECE = 64 * 2**20
 
 
-def write_weights(
-    workdir: Path,
-    shapes: Mapping[str, tuple[int, ...]],
-    part: Callable[[str, tuple[slice, ...]], np.ndarray],
-    config,
-    tokenizer,
-) -> None:
+def write_weights(workdir: Path, part: Callable[[str, tuple[slice, ...]], np.ndarray], config, tokenizer) -> None:
     """As `checkpoint.save_weights`, with one layer of one array in memory at a time.
 
     Orbax writes arrays that it has in memory. So it writes a checkpoint of arrays of one number each, with everything
@@ -129,11 +123,11 @@ def write_weights(
 
     Args:
       workdir: a new one.
-      shapes: path -> shape of every parameter.
       part: (path, a slice for each axis) -> float32 array of that part.
       config: the complete config.
       tokenizer: its tokenizer.
     """
+    shapes = {path: leaf.shape for path, leaf in abstract_model(config.model)[1].items()}
     tiny = {path: jnp.zeros((1,) * len(shape), jnp.float32) for path, shape in shapes.items()}
     save_weights(workdir, tiny, config, tokenizer)
     item = step_directory(workdir) / "params"
@@ -151,10 +145,10 @@ def write_weights(
                 sums[path] = (sums[path] + checksums({"part": piece}, first=words)["part"]) % 2**32
                 words += piece.size
             bar.update()
-    _describe(item, shapes, chunks, sums)
+    _describe(item, chunks, sums)
 
 
-def _describe(item: Path, shapes, chunks, sums) -> None:
+def _describe(item: Path, chunks: Mapping[str, list[int]], sums: Mapping[str, int]) -> None:
     """Corrects what Orbax and we wrote of the arrays' shapes, pieces and checksums."""
     tree = read_json(item / "_METADATA")
     for entry in tree["tree_metadata"].values():
