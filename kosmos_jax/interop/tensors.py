@@ -225,9 +225,7 @@ def write_tensors(
       ValueError: `read` gave another shape.
       UserError: it gave a value that the dtype cannot hold.
     """
-    from huggingface_hub import split_state_dict_into_shards_factory
-
-    split = split_state_dict_into_shards_factory(
+    split = needed("huggingface_hub").split_state_dict_into_shards_factory(
         dict(shapes),
         get_storage_size=lambda shape: DTYPES[dtype].itemsize * math.prod(shape),
         filename_pattern="model{suffix}.safetensors",
