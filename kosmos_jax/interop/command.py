@@ -4,12 +4,6 @@ import re
 
 from kosmos_jax.errors import UserError
 
-# What is imported to write a target, and to verify it.
-NEEDS = {
-    "hf-kosmos2": (["tokenizers"], ["torch", "transformers"]),
-    "hf-remote-code": (["tokenizers"], ["torch", "transformers"]),
-    "torch": (["tokenizers"], ["torch", "safetensors.torch"]),
-}
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
@@ -33,8 +27,8 @@ def export(args) -> int:
     from kosmos_jax.interop.packages import needed
     from kosmos_jax.interop.stored import assert_arrays_intact
 
-    to_write, to_verify = NEEDS[args.to]
-    for module in to_write + to_verify * args.verify:
+    to_verify = ["torch", "safetensors.torch" if args.to == "torch" else "transformers"]
+    for module in ["tokenizers", *to_verify * args.verify]:
         needed(module)  # before hours of writing, not after
     assert_arrays_intact(step_directory(args.checkpoint), ("params", "average"))
     record = export(args.checkpoint, args.to, args.out, args.dtype, size_in_bytes(args.max_shard_size))

@@ -10,8 +10,6 @@ import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
-from tqdm import tqdm
-
 from kosmos_jax import checkpoint
 from kosmos_jax.errors import UserError
 from kosmos_jax.interop import processor
@@ -21,13 +19,7 @@ from kosmos_jax.interop.tensors import write_tensors
 from kosmos_jax.interop.weights import tensors_of
 
 TORCH_FILES = Path(__file__).parent / "torch_files"
-CODE = {
-    "torch": ("kosmos_torch.py",),
-    "hf-remote-code": (
-        *("kosmos_torch.py", "configuration_kosmos_jax.py"),
-        *("modeling_kosmos_jax.py", "processing_kosmos_jax.py"),
-    ),
-}
+CODE = {"torch": "kosmos_torch.py", "hf-remote-code": "[!_]*.py"}
 
 
 def export(path, to: str, out, dtype: str = "float32", max_shard_bytes: int = 5 * 10**9) -> checkpoint.Record:
@@ -55,12 +47,10 @@ def export(path, to: str, out, dtype: str = "float32", max_shard_bytes: int = 5 
     shapes, read = tensors_of(StoredModel(record.directory), record.config.model, form)
     with complete_or_absent(Path(out)) as folder:
         (folder / "config.json").write_text(json.dumps(form.config(record.config.model, dtype), indent=2) + "\n")
-        for file in CODE.get(to, ()):
-            shutil.copyfile(TORCH_FILES / file, folder / file)
+        for file in TORCH_FILES.glob(CODE[to]) if to in CODE else ():
+            shutil.copyfile(file, folder / file.name)
         processor.write_files(folder, record, to)
-        # Last, because it takes long.
-        bar = lambda tensors: tqdm(tensors, f"writing {to}", unit=" tensors", disable=None)  # noqa: E731
-        write_tensors(folder, shapes, read, dtype, max_shard_bytes, progress=bar)
+        write_tensors(folder, shapes, read, dtype, max_shard_bytes, f"writing {to}")  # last, because it takes long
     return record
 
 

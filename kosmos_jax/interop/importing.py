@@ -1,18 +1,20 @@
 """`kosmos import`: published weights as a checkpoint of ours; and an encoder straight into a fresh model."""
 
 import logging
-import math
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import jax
 import numpy as np
 from flax import nnx
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 
+from configs import kosmos1, kosmos1_speech, kosmos2
 from data_pipeline.tokenizer import Tokenizer
 from kosmos_jax import checkpoint
 from kosmos_jax.config import apply_overrides, validate
+from kosmos_jax.config_checks import flat
 from kosmos_jax.errors import UserError
 from kosmos_jax.interop import tokenizer_json
 from kosmos_jax.interop.export import complete_or_absent
@@ -48,17 +50,17 @@ def encoder_parameters(name: str, path, config, abstract: Mapping) -> dict[str, 
         known = ", ".join(f"init.{modality} of {kind}" for kind, modality in ENCODER_FORMATS.items())
         raise UserError(f"init.{name}: no published weights can be read for it here, only {known}")
     reader = Reader(section.encoder.kind, path)
-    ours, theirs = (flatten_dict(_plain(x), sep=".") for x in (section, reader.sections["perception"][name]))
+    ours, theirs = flat(section), flat(reader.sections["perception"][name])
     differ = [f"{key} {value}, config has {ours[key]}" for key, value in theirs.items() if ours[key] != value]
     if differ:
         raise UserError(f"init.{name} {path}: another encoder than model.perception.{name}: {'; '.join(differ)}")
     shapes = {path: leaf for path, leaf in abstract.items() if path.startswith(f"{name}/encoder/")}
-    places = reader.check(shapes)
-    return {path: reader.array(path, leaf, places) for path, leaf in shapes.items()}
-
-
-def _plain(section) -> dict:
-    return {key: _plain(value) if hasattr(value, "items") else value for key, value in section.items()}
+    reader.check(shapes)
+    # A process reads the parts that it holds.
+    return {
+        path: jax.make_array_from_callback(leaf.shape, leaf.sharding, partial(reader.part, path))
+        for path, leaf in shapes.items()
+    }
 
 
 def import_weights(kind: str, path, out, *, config=None, tokenizer=None, vocab_size: int = 0) -> checkpoint.Record:
@@ -79,66 +81,56 @@ def import_weights(kind: str, path, out, *, config=None, tokenizer=None, vocab_s
       UserError: anything that does not fit; nothing is written then.
     """
     reader = Reader(kind, path)
-    config = _resized(_base_config(kind, config), reader.sections)
+    if config is None:
+        config = {"clip": kosmos1, "whisper": kosmos1_speech}.get(kind, kosmos2).get_config()
+    config = _resized(config, reader.sections)
     validate(config, str(path), model_only=True)
     shapes = abstract_model(config.model)[1]
-    places = reader.check(shapes)
+    reader.check(shapes)
     vocab_size = vocab_size or config.model.text.vocab_size
     tokenizer = _find_tokenizer(Path(path), tokenizer, vocab_size, modalities(config.model))
     described = dict(kosmos2_tags=KOSMOS2_TAGS[0] in tokenizer.tags, vocab_size=tokenizer.mask - 1)
     overrides = [f"data.tokenizer.{key}={value}" for key, value in described.items()]
     config = apply_overrides(config, [*overrides, f"model.text.vocab_size={vocab_size}"])
-    given, wanted = {place.path for place in places.values()}, abstract_model(config.model)[1]
-    with complete_or_absent(Path(out)) as folder, _Fresh(config, wanted, given) as fresh:
+    fresh = _Fresh(config, reader.found)
 
-        def part(path, index):
-            if path not in given:
-                return fresh(path)[index]
-            start, stop, had = index[0].start, index[0].stop, shapes[path].shape[0]
-            if stop <= had:
-                return reader.part(path, places, index)
-            added = fresh(path)[max(start, had) : stop]  # ids that the file does not have
-            read = [reader.part(path, places, (slice(start, had), *index[1:]))] if start < had else []
-            return np.concatenate([*read, added])
+    def part(path, index):
+        if path not in reader.found:
+            return fresh(path)[index]
+        start, stop, had = index[0].start, index[0].stop, shapes[path].shape[0]
+        if stop <= had:
+            return reader.part(path, index)
+        added = fresh(path)[max(start, had) : stop]  # ids that the file does not have
+        read = [reader.part(path, (slice(start, had), *index[1:]))] if start < had else []
+        return np.concatenate([*read, added])
 
-        write_weights(folder, {path: leaf.shape for path, leaf in wanted.items()}, part, config, tokenizer)
+    with complete_or_absent(Path(out)) as folder:
+        write_weights(folder, part, config, tokenizer)
     return checkpoint.read_record(out)
 
 
 class _Fresh:
     """Parameters of a fresh model, as training would draw them, a few at a time: path -> float32 array."""
 
-    def __init__(self, config, shapes: Mapping, given: set[str]):
-        self._config, self._shapes, self._given, self._drawn = config, shapes, given, {}
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self._drawn = {}
+    def __init__(self, config, given: Mapping):
+        self._config, self._given, self._drawn = config, given, {}
+        self._bytes = {path: 4 * leaf.size for path, leaf in abstract_model(config.model)[1].items()}
 
     def __call__(self, path: str) -> np.ndarray:
         if path not in self._drawn:
             # Neighbours are drawn together: each time the initial values of all of the model are traced.
-            left, room = {path}, FRESH - 4 * math.prod(self._shapes[path].shape)
-            for other in [name for name in self._shapes if name not in self._given and name > path]:
-                room -= 4 * math.prod(self._shapes[other].shape)
-                left |= {other} if room > 0 else set()
+            wanted, room = {path}, FRESH - self._bytes[path]
+            for other in [name for name in self._bytes if name not in self._given and name > path]:
+                room -= self._bytes[other]
+                wanted |= {other} if room > 0 else set()
+
+            def draw(key):
+                drawn = parameters(Kosmos(self._config.model, nnx.Rngs(key)))
+                return {name: drawn[name] for name in wanted}
+
             self._drawn = {}  # before others are there
-            self._drawn = {name: np.asarray(x) for name, x in fresh_parameters(self._config, left).items()}
+            self._drawn = jax.device_get(jax.jit(draw)(jax.random.key(self._config.seed)))
         return self._drawn[path]
-
-
-def fresh_parameters(config, wanted) -> dict[str, jax.Array]:
-    """Some of the parameters of a fresh model, as training would draw them."""
-    if not wanted:
-        return {}
-
-    def draw(key):
-        drawn = parameters(Kosmos(config.model, nnx.Rngs(key)))
-        return {name: drawn[name] for name in wanted}
-
-    return jax.jit(draw)(jax.random.key(config.seed))
 
 
 def _find_tokenizer(path: Path, given, vocab_size: int, found) -> Tokenizer:
@@ -166,34 +158,17 @@ def _find_tokenizer(path: Path, given, vocab_size: int, found) -> Tokenizer:
     return fitting[0]
 
 
-def _base_config(kind: str, config):
-    if config is not None:
-        return config
-    from configs import kosmos1, kosmos1_speech, kosmos2
-
-    bases = {"clip": kosmos1, "whisper": kosmos1_speech}
-    return apply_overrides(bases.get(kind, kosmos2).get_config(), [])
-
-
 def _resized(config, sections):
+    """A config whose model has the sizes that a file decides, and what follows from them."""
     tree = config.to_dict()
     if "vocab_size" in sections.get("text", {}):  # a complete model: it has no other modalities than its own
         kept = tree["model"]["perception"]
         tree["model"]["perception"] = {name: kept.get(name, {}) for name in sections["perception"]}
-    _update(tree["model"], sections)
-    text = tree["model"]["text"]
-    for section in tree["model"]["perception"].values():
+    model = unflatten_dict(flatten_dict(tree["model"], keep_empty_nodes=True) | flatten_dict(sections))
+    for section in model["perception"].values():
         encoder = section["encoder"]
         if "top_layers" in encoder:
             encoder["top_layers"] = min(encoder["top_layers"], encoder["layers"])
-    if text["positions"] != "xpos":
-        tree["data"]["seq_len"] = min(tree["data"]["seq_len"], text["max_positions"])
-    return apply_overrides(tree, [])
-
-
-def _update(tree: dict, changes: Mapping) -> None:
-    for key, value in changes.items():
-        if isinstance(value, Mapping) and isinstance(tree.get(key), dict):
-            _update(tree[key], value)
-        else:
-            tree[key] = value
+    if model["text"]["positions"] != "xpos":
+        tree["data"]["seq_len"] = min(tree["data"]["seq_len"], model["text"]["max_positions"])
+    return apply_overrides(tree | dict(model=model), [])

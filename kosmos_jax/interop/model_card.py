@@ -1,12 +1,12 @@
 """README.md of an export: what it is, code that loads it, what it was trained on, what to know before use."""
 
-import math
 from pathlib import Path
 
 from kosmos_jax.modality import KOSMOS2_TAGS
 from kosmos_jax.model import abstract_model
 
 CARDS = Path(__file__).parent / "cards"  # one for all, and of each format the code that loads it, then the notes
+NO_IMAGE = dict(shape=(0, 0), tokens=0)  # what files say of a model that has none
 NO_GROUNDING = """
 - `Kosmos2Processor` gives ids from {first:,} on to the tags of grounding, for which this model has no vectors: do not
   write `<grounding>`, `<phrase>`, `<object>` or `<patch_index_...>`."""
@@ -20,7 +20,6 @@ def text(record, target: str) -> str:
       target: the format, a key of formats.EXPORTS.
     """
     config, model = record.config, record.config.model
-    shapes = {path: leaf.shape for path, leaf in abstract_model(model)[1].items()}
     table = {
         "decoder": f"{model.text.layers} layers of width {model.text.width}, {model.text.heads} heads",
         "positions": model.text.positions,
@@ -33,35 +32,24 @@ def text(record, target: str) -> str:
             f"{encoder.kind}, {encoder.layers} layers of width {encoder.width}, reads {shape}; "
             f"{connector.kind}, {section.tokens} vectors an item"
         )
-    code, notes = _parts(target, model)
+    image, own = model.perception.get("image", NO_IMAGE), (CARDS / f"{target}.md").read_text()
+    own = own.replace("{tokens}", str(image["tokens"])).replace("{size}", str(image["shape"][0]))
+    code, notes = map(str.strip, own.split("\n---\n"))
     if target == "hf-kosmos2" and KOSMOS2_TAGS[0] not in record.tokenizer.tags:
         notes += NO_GROUNDING.format(first=record.tokenizer.size)
-    return (
-        (CARDS / "card.md")
-        .read_text()
-        .format(
-            library="transformers" if target.startswith("hf-") else "pytorch",
-            task="image-text-to-text",
-            name=config.name,
-            step=record.step,
-            kind=f"A KOSMOS-1 model that reads {' and '.join(['text', *model.perception])}",
-            parameters=sum(map(math.prod, shapes.values())),
-            target=target,
-            code=code,
-            table="\n".join(f"| {name} | {value} |" for name, value in table.items()),
-            training=_training(config, record.step),
-            notes=notes,
-        )
+    card = (CARDS / "card.md").read_text()
+    return card.format(
+        library="transformers" if target.startswith("hf-") else "pytorch",
+        name=config.name,
+        step=record.step,
+        modalities=" and ".join(["text", *model.perception]),
+        parameters=sum(leaf.size for leaf in abstract_model(model)[1].values()),
+        target=target,
+        code=code,
+        table="\n".join(f"| {name} | {value} |" for name, value in table.items()),
+        training=_training(config, record.step),
+        notes=notes,
     )
-
-
-def _parts(target: str, model) -> tuple[str, str]:
-    """Of a format, the program that loads an export in the current folder and reads something; and the notes."""
-    image = model.perception.get("image", {"tokens": 0, "shape": (0,)})
-    text = (CARDS / f"{target}.md").read_text()
-    text = text.replace("{tokens}", str(image["tokens"])).replace("{size}", str(image["shape"][0]))
-    code, _, notes = text.partition("\n---\n")
-    return code.strip(), notes.strip()
 
 
 def _training(config, step: int) -> str:

@@ -4,8 +4,8 @@ import importlib
 
 from kosmos_jax.errors import UserError
 
-# Where `pip install NAME` is not what we say.
-INSTALL = dict.fromkeys(("safetensors", "tokenizers", "torch", "transformers"), "'kosmos_jax[torch]'")
+# What the extra [torch] brings.
+OF_TORCH = ("huggingface_hub", "safetensors", "tokenizers", "torch", "transformers")
 
 
 def needed(name: str):
@@ -18,5 +18,5 @@ def needed(name: str):
         return importlib.import_module(name)
     except ImportError as error:
         missing = (error.name or name).partition(".")[0]
-        install = INSTALL.get(missing, missing)
+        install = "'kosmos_jax[torch]'" if missing in OF_TORCH else missing
         raise UserError(f"{missing} is needed and cannot be imported ({error}): pip install {install}") from error

@@ -25,92 +25,79 @@ def write_files(out: Path, record, target: str) -> None:
     Raises:
       UserError: a package is missing, or the tokenizer is of a kind that cannot be written; see tokenizer_json.build.
     """
-    tokenizer_json.build(record.tokenizer, kosmos2=target == "hf-kosmos2").save(str(out / "tokenizer.json"))
-    record.tokenizer.save(out / SENTENCEPIECE)
-    if target in PROCESSORS:
-        write_tokenizer_config(out, record.tokenizer, target)
-        write_preprocessor_config(out, record.config.model, target)
-        write_generation_config(out, record.tokenizer, record.config.model.text.vocab_size)
+    tokenizer, model = record.tokenizer, record.config.model
+    built = tokenizer_json.build(tokenizer, kosmos2=target == "hf-kosmos2")
+    built.save(str(out / "tokenizer.json"))
+    tokenizer.save(out / SENTENCEPIECE)
     (out / "README.md").write_text(model_card.text(record, target))
+    if target not in PROCESSORS:
+        return
+    preprocessor = clip_preprocessor(model) if target == "hf-kosmos2" else remote_preprocessor(model)
+    own = dict(processor_class=PROCESSORS[target])
+    for name, config in (
+        ("tokenizer_config", own | tokenizer_config(built)),
+        ("preprocessor_config", own | preprocessor),
+        ("generation_config", generation_config(tokenizer, model.text.vocab_size)),
+    ):
+        (out / f"{name}.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
-def write_tokenizer_config(out: Path, tokenizer: Tokenizer, target: str) -> None:
-    """tokenizer_config.json: the names of the special tokens.
+def tokenizer_config(built) -> dict[str, Any]:
+    """The names of the special tokens, for tokenizer.json as `tokenizers` has it.
 
     The class is the one that takes tokenizer.json as it is, in every version. The published files name
     XLMRobertaTokenizer: in transformers 5 that class takes the pieces from tokenizer.json and normalises by itself.
-
-    Args:
-      out: the export's folder.
-      tokenizer: ours.
-      target: the format, a key of formats.EXPORTS.
     """
-    added = tokenizer_json.added_tokens(tokenizer, kosmos2=target == "hf-kosmos2")
-    config = dict(
+    return dict(
         tokenizer_class="PreTrainedTokenizerFast",
-        processor_class=PROCESSORS[target],
         **dict(bos_token="<s>", cls_token="<s>", eos_token="</s>", sep_token="</s>"),
         **dict(unk_token="<unk>", pad_token="<pad>", mask_token=tokenizer_json.MASK),
         padding_side="left",  # for generation
         clean_up_tokenization_spaces=False,  # decoding would turn "it 's" into "it's"
         model_input_names=["input_ids", "attention_mask"],
-        added_tokens_decoder={str(i): token for i, token in added.items()},
+        added_tokens_decoder={i: token.__getstate__() for i, token in sorted(built.get_added_tokens_decoder().items())},
     )
-    _write_json(out / "tokenizer_config.json", config)
 
 
-def write_preprocessor_config(out: Path, model, target: str) -> None:
-    """preprocessor_config.json: an image is squashed to the model's size by PIL's bicubic filter.
+def clip_preprocessor(model) -> dict[str, Any]:
+    """An image is squashed to the size of `config.model` by PIL's bicubic filter.
 
     Not the published "use_square_size": transformers 5 takes that for 224 whatever the size says.
-
-    Args:
-      model: config.model.
     """
-    image = model.perception.get("image", {"shape": (0, 0), "tokens": 0})
-    size = dict(height=image["shape"][0], width=image["shape"][1])
-    if target == "hf-kosmos2":
-        config = dict(
-            image_processor_type="CLIPImageProcessor",
-            processor_class=PROCESSORS[target],
-            **dict(do_convert_rgb=True, do_resize=True, size=size, resample=3, do_center_crop=False, crop_size=size),
-            **dict(do_rescale=True, rescale_factor=1 / 255),
-            **dict(do_normalize=True, image_mean=PIXEL_MEAN, image_std=PIXEL_STD),
-        )
-    else:
-        code = "processing_kosmos_jax.KosmosJax"
-        config = dict(
-            image_processor_type="KosmosJaxImageProcessor",
-            processor_class=PROCESSORS[target],
-            auto_map=dict(AutoProcessor=f"{code}Processor", AutoImageProcessor=f"{code}ImageProcessor"),
-            size=size,
-            num_image_tokens=image["tokens"],
-        )
-        if "audio" in model.perception:
-            audio = model.perception.audio
-            config |= dict(audio_samples=audio.shape[0], num_audio_tokens=audio.tokens)
-    _write_json(out / "preprocessor_config.json", config)
+    size = dict(zip(("height", "width"), model.perception.image.shape, strict=False))
+    return dict(
+        image_processor_type="CLIPImageProcessor",
+        **dict(do_convert_rgb=True, do_resize=True, size=size, resample=3, do_center_crop=False, crop_size=size),
+        **dict(do_rescale=True, rescale_factor=1 / 255),
+        **dict(do_normalize=True, image_mean=PIXEL_MEAN, image_std=PIXEL_STD),
+    )
 
 
-def write_generation_config(out: Path, tokenizer: Tokenizer, vocab_size: int) -> None:
-    """generation_config.json: as here, no tag is generated but the end and a new line.
+def remote_preprocessor(model) -> dict[str, Any]:
+    """The same by our own code, which takes what it does for granted; and the sizes of sound."""
+    code, image = "processing_kosmos_jax.KosmosJax", model.perception.get("image", model_card.NO_IMAGE)
+    config = dict(
+        image_processor_type="KosmosJaxImageProcessor",
+        auto_map=dict(AutoProcessor=f"{code}Processor", AutoImageProcessor=f"{code}ImageProcessor"),
+        size=dict(height=image["shape"][0], width=image["shape"][1]),
+        num_image_tokens=image["tokens"],
+    )
+    if audio := model.perception.get("audio"):
+        config |= dict(audio_samples=audio.shape[0], num_audio_tokens=audio.tokens)
+    return config
 
-    transformers' Kosmos-2 does not read it, see the model card.
+
+def generation_config(tokenizer: Tokenizer, vocab_size: int) -> dict[str, Any]:
+    """As here, no tag is generated but the end and a new line; transformers' Kosmos-2 does not read it (model card).
 
     Args:
-      out: the export's folder.
       tokenizer: ours.
       vocab_size: of the model.
     """
-    tags = [*range(tokenizer.unk + 1), *range(tokenizer.mask, vocab_size)]
-    config = dict(
+    tags = {*range(tokenizer.unk + 1), *range(tokenizer.mask, vocab_size)} - {tokenizer.eos, tokenizer.line}
+    return dict(
         bos_token_id=tokenizer.bos,
         pad_token_id=tokenizer.pad,
         eos_token_id=tokenizer.eos,
-        suppress_tokens=[i for i in tags if i not in (tokenizer.eos, tokenizer.line)],
+        suppress_tokens=sorted(tags),
     )
-    _write_json(out / "generation_config.json", config)
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n")

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from kosmos_jax.checkpoint import ITEMS, assert_intact, read_run, reading, save_
 from kosmos_jax.checksums import checksums
 from kosmos_jax.config import from_json
 from kosmos_jax.interop.tensors import read_json
-from kosmos_jax.model import stacks
+from kosmos_jax.model import abstract_model, stacks
 
 
 class StoredArrays:
@@ -31,14 +31,17 @@ class StoredArrays:
         self.paths = [".".join(part["key"] for part in parts) for parts in keys]
         self._open = {}
 
-    def _array(self, path: str):
+    def array(self, path: str):
+        """The TensorStore of one array, to read from."""
         import tensorstore
 
         if path not in self._open:
-            kvstore = {"driver": "ocdbt", "base": f"file://{self._item}/", "path": f"{path}/"}
-            spec = {"driver": self._driver, "kvstore": kvstore, "recheck_cached_data": "open"}
+            spec = {"driver": self._driver, "kvstore": self._place(path), "recheck_cached_data": "open"}
             self._open[path] = tensorstore.open(spec, read=True).result()
         return self._open[path]
+
+    def _place(self, path: str) -> dict[str, str]:
+        return {"driver": "ocdbt", "base": f"file://{self._item}/", "path": f"{path}/"}
 
     def replaced(self, path: str, shape: tuple[int, ...], chunks: list[int]):
         """The array made anew with another shape, in pieces of `chunks`; a TensorStore to write to.
@@ -50,20 +53,16 @@ class StoredArrays:
         """
         import tensorstore
 
-        spec = self._array(path).spec().to_json() | {"create": True, "delete_existing": True, "open": False}
-        spec["kvstore"] = {"driver": "ocdbt", "base": f"file://{self._item}/", "path": f"{path}/"}
+        spec = self.array(path).spec().to_json() | {"create": True, "delete_existing": True, "open": False}
+        spec["kvstore"] = self._place(path)
         spec["metadata"] |= {"shape": list(shape), "chunks": chunks}
         del spec["transform"]
         return tensorstore.open(spec).result()
 
-    def layers(self, path: str) -> int:
-        """How many layers a stacked array has."""
-        return self._array(path).shape[0]
-
     def read(self, path: str, layer: int | None = None) -> np.ndarray:
         """One array, or one layer of a stacked one."""
         with reading(self._item):
-            array = self._array(path)
+            array = self.array(path)
             return (array if layer is None else array[layer]).read().result()
 
 
@@ -71,14 +70,12 @@ class StoredModel:
     """The weights of a checkpoint: the moving average where there is one, as inference takes them."""
 
     def __init__(self, step_directory: Path):
-        self._params = StoredArrays(step_directory / "params")
-        averaged = step_directory / "average"
-        self._average = StoredArrays(averaged) if averaged.is_dir() else None
+        items = (step_directory / name for name in ("average", "params"))
+        self._items = [StoredArrays(item) for item in items if item.name == "params" or item.is_dir()]
 
     def read(self, path: str, layer: int | None = None) -> np.ndarray:
         """float32, the array `path` of kosmos_jax.model.parameters or one layer of it."""
-        item = self._average if self._average and path in self._average.paths else self._params
-        return item.read(path, layer)
+        return next((item for item in self._items if path in item.paths), self._items[-1]).read(path, layer)
 
 
 def assert_arrays_intact(directory: Path, items=ITEMS) -> tuple[int, int]:
@@ -104,7 +101,7 @@ def assert_arrays_intact(directory: Path, items=ITEMS) -> tuple[int, int]:
             stored = StoredArrays(directory / item)
             for name in sums:
                 found, words = 0, 0
-                for layer in range(stored.layers(name)) if name.startswith(stacked) else (None,):
+                for layer in range(stored.array(name).shape[0]) if name.startswith(stacked) else (None,):
                     part = stored.read(name, layer)
                     # One name, so that each shape is compiled once.
                     found += checksums({"part": part}, first=words)["part"]
@@ -118,13 +115,7 @@ def assert_arrays_intact(directory: Path, items=ITEMS) -> tuple[int, int]:
 PIECE = 64 * 2**20
 
 
-def write_weights(
-    workdir: Path,
-    shapes: Mapping[str, tuple[int, ...]],
-    part: Callable[[str, tuple[slice, ...]], np.ndarray],
-    config,
-    tokenizer,
-) -> None:
+def write_weights(workdir: Path, part: Callable[[str, tuple[slice, ...]], np.ndarray], config, tokenizer) -> None:
     """As `checkpoint.save_weights`, with one layer of one array in memory at a time.
 
     Orbax writes arrays that it has in memory. So it writes a checkpoint of arrays of one number each, with everything
@@ -132,11 +123,11 @@ def write_weights(
 
     Args:
       workdir: a new one.
-      shapes: path -> shape of every parameter.
       part: (path, a slice for each axis) -> float32 array of that part.
       config: the complete config.
       tokenizer: its tokenizer.
     """
+    shapes = {path: leaf.shape for path, leaf in abstract_model(config.model)[1].items()}
     tiny = {path: jnp.zeros((1,) * len(shape), jnp.float32) for path, shape in shapes.items()}
     save_weights(workdir, tiny, config, tokenizer)
     item = step_directory(workdir) / "params"
@@ -147,21 +138,17 @@ def write_weights(
             rows = 1 if path.startswith(stacked) else max(1, PIECE * shape[0] // (4 * math.prod(shape)))
             chunks[path] = [min(rows, shape[0]), *shape[1:]]
             array, words, sums[path] = stored.replaced(path, shape, chunks[path]), 0, 0
-            for index in _pieces(shape, rows):
+            for start in range(0, shape[0], rows):
+                index = (slice(start, min(start + rows, shape[0])), *[slice(None)] * (len(shape) - 1))
                 piece = part(path, index)
                 array[index].write(piece).result()
                 sums[path] = (sums[path] + checksums({"part": piece}, first=words)["part"]) % 2**32
                 words += piece.size
             bar.update()
-    _describe(item, shapes, chunks, sums)
+    _describe(item, chunks, sums)
 
 
-def _pieces(shape: tuple[int, ...], rows: int) -> Iterator[tuple[slice, ...]]:
-    for start in range(0, shape[0], rows):
-        yield (slice(start, min(start + rows, shape[0])), *(slice(0, size) for size in shape[1:]))
-
-
-def _describe(item: Path, shapes, chunks, sums) -> None:
+def _describe(item: Path, chunks: Mapping[str, list[int]], sums: Mapping[str, int]) -> None:
     """Corrects what Orbax and we wrote of the arrays' shapes, pieces and checksums."""
     tree = read_json(item / "_METADATA")
     for entry in tree["tree_metadata"].values():

@@ -12,13 +12,15 @@ import math
 import os
 import pickle
 import re
-from collections.abc import Callable, Iterable, Mapping
+import zipfile
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
+from tqdm import tqdm
 
 from kosmos_jax.errors import UserError
 from kosmos_jax.interop.packages import needed
@@ -48,20 +50,8 @@ class Tensor(NamedTuple):
     dtype: str
 
 
-class Weights(NamedTuple):
-    """What a file, or a set of files, holds.
-
-    Attributes:
-      tensors: by name.
-      arguments: of the model, which fairseq saves beside its weights (checkpoint_utils.py); {} in other files.
-    """
-
-    tensors: dict[str, Tensor]
-    arguments: Mapping[str, Any] = {}
-
-
-def open_weights(path: str | Path) -> Weights:
-    """All tensors of a file or of a transformers directory; no values are read yet.
+def open_weights(path: str | Path) -> dict[str, Tensor]:
+    """All tensors of a file or of a transformers directory, by name; no values are read yet.
 
     Args:
       path: a .safetensors file, a PyTorch file (.pt, .pth, .bin), or a folder: of several sets of weights there, the
@@ -102,7 +92,7 @@ def _weights(folder: Path) -> Path:
     raise UserError(f"{folder}: no weights (*.safetensors, *.bin, *.pt) in this folder")
 
 
-def _open_shards(index: Path) -> Weights:
+def _open_shards(index: Path) -> dict[str, Tensor]:
     """The tensors that an index lists, each from the file where it is listed."""
     places = read_json(index, "weight_map")
     if not (isinstance(places, Mapping) and all(isinstance(file, str) for file in places.values())):
@@ -114,13 +104,13 @@ def _open_shards(index: Path) -> Weights:
     if missing:
         raise UserError(f"{index} lists {', '.join(missing)}, which is not there: download it again")
     log.info("reading %s and %s", index, ", ".join(files))
-    opened = {file: _open_file(index.parent / file).tensors for file in files}
+    opened = {file: _open_file(index.parent / file) for file in files}
     listed, held = set(places.items()), {(name, file) for file, tensors in opened.items() for name in tensors}
     if listed != held:
         name, file = min(listed ^ held)
         problem = "not in it" if (name, file) in listed else "in it and not listed there"
         raise UserError(f"{index} and the files are not of one set: {name} of {file} is {problem}")
-    return Weights({name: opened[file][name] for name, file in places.items()})
+    return {name: opened[file][name] for name, file in places.items()}
 
 
 def read_json(file: Path, *keys: str) -> Any:
@@ -142,11 +132,11 @@ def read_json(file: Path, *keys: str) -> Any:
     return value
 
 
-def _open_file(path: Path) -> Weights:
+def _open_file(path: Path) -> dict[str, Tensor]:
     return _open_safetensors(path) if path.suffix == ".safetensors" else _open_torch(path)
 
 
-def _open_safetensors(path: Path) -> Weights:
+def _open_safetensors(path: Path) -> dict[str, Tensor]:
     safetensors = needed("safetensors")
 
     def read(name, index):
@@ -157,48 +147,41 @@ def _open_safetensors(path: Path) -> Weights:
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  not a dictionary
-            found = {name: (tuple(piece.get_shape()), piece.get_dtype()) for name, piece in slices.items()}
+            return {
+                name: Tensor(tuple(piece.get_shape()), partial(read, name), piece.get_dtype())
+                for name, piece in slices.items()
+            }
     except (safetensors.SafetensorError, OSError) as error:
         raise UserError(f"{path} cannot be read as safetensors: {error}; was the download complete?") from error
-    return Weights({name: Tensor(shape, partial(read, name), dtype) for name, (shape, dtype) in found.items()})
 
 
-def _open_torch(path: Path) -> Weights:
+def _open_torch(path: Path) -> dict[str, Tensor]:
     """A PyTorch file: a state dict, or one under "model" or "state_dict"; OpenAI's TorchScript archives too."""
-    torch, saved = needed("torch"), _unpickled(path)
-    state = saved
+    torch, state = needed("torch"), _unpickled(path)
     for key in ("model", "state_dict", "model_state_dict"):
         if isinstance(state.get(key), Mapping):
             state = state[key]
 
-    def reader(value):
-        def read(index):
-            part = value[index].detach()
-            if part.dtype == torch.bfloat16:
-                return part.contiguous().view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
-            return part.numpy()
+    def read(value, index):
+        part = value[index].detach()
+        if part.dtype == torch.bfloat16:
+            return part.contiguous().view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
+        return part.numpy()
 
-        return read
+    def dtype(value):
+        return str(value.dtype if value.layout == torch.strided else value.layout).removeprefix("torch.")
 
-    dtype = lambda value: str(value.dtype if value.layout == torch.strided else value.layout)  # noqa: E731
-    tensors = {
-        name: Tensor(tuple(value.shape), reader(value), dtype(value).removeprefix("torch."))
-        for name, value in state.items()
-        if torch.is_tensor(value)
-    }
-    config = saved.get("cfg")
-    arguments = config.get("model") if isinstance(config, Mapping) else saved.get("args")
-    arguments = vars(arguments) if isinstance(arguments, argparse.Namespace) else arguments
-    return Weights(tensors, arguments if isinstance(arguments, Mapping) else {})
+    tensors = {name: value for name, value in state.items() if torch.is_tensor(value)}
+    return {name: Tensor(tuple(x.shape), partial(read, x), dtype(x)) for name, x in tensors.items()}
 
 
 def _unpickled(path: Path) -> Mapping[str, Any]:
     torch = needed("torch")
 
     try:
-        # fairseq stores its arguments beside the weights: names and numbers, no code.
+        # fairseq stores its arguments beside the weights: names and numbers, no code. Only zipped files can be mapped.
         with torch.serialization.safe_globals([argparse.Namespace]):
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{path} is no PyTorch file, or holds more than tensors: then reading it could run any code. If you trust "
@@ -215,19 +198,13 @@ def _unpickled(path: Path) -> Mapping[str, Any]:
     return state
 
 
-def _is_zip(path: Path) -> bool:
-    """PyTorch maps only its newer, zipped files into memory."""
-    with path.open("rb") as file:
-        return file.read(2) == b"PK"
-
-
 def write_tensors(
     directory: Path,
     shapes: Mapping[str, tuple[int, ...]],
     read: Callable[[str], np.ndarray],
     dtype: str = "float32",
     max_shard_bytes: int = 5 * 10**9,
-    progress: Callable[[Iterable[str]], Iterable[str]] = iter,
+    title: str = "writing",
 ) -> list[Path]:
     """Writes model.safetensors, or several shards and their index as transformers names them.
 
@@ -239,7 +216,7 @@ def write_tensors(
       read: name -> array of that shape.
       dtype: "float32", "float16" or "bfloat16".
       max_shard_bytes: of one file; a single larger tensor gets a file of its own.
-      progress: wraps the names while they are written.
+      title: of the progress bar.
 
     Returns:
       The files.
@@ -248,34 +225,26 @@ def write_tensors(
       ValueError: `read` gave another shape.
       UserError: it gave a value that the dtype cannot hold.
     """
-    itemsize = DTYPES[dtype].itemsize
-    bytes_of = {name: itemsize * math.prod(shape) for name, shape in shapes.items()}
-    shards, filled = [[]], 0
-    for name, size in bytes_of.items():
-        if shards[-1] and filled + size > max_shard_bytes:
-            shards.append([])
-            filled = 0
-        shards[-1].append(name)
-        filled += size
-    count = len(shards)
-    numbered = [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
-    names = numbered if count > 1 else ["model.safetensors"]
-    left = iter(progress(list(shapes)))
-    for shard, filename in zip(shards, names, strict=True):
-        with (directory / filename).open("wb") as file:
-            file.write(_header({name: shapes[name] for name in shard}, dtype))
-            for name in shard:
-                next(left)
-                file.write(_bytes(name, read(name), shapes[name], dtype))
-            file.flush()
-            os.fsync(file.fileno())
-    list(left)  # lets a progress bar end
-    if count > 1:
-        sizes = dict(total_size=sum(bytes_of.values()), total_parameters=sum(map(math.prod, shapes.values())))
-        weight_map = {name: file for shard, file in zip(shards, names, strict=True) for name in shard}
-        index = dict(metadata=sizes, weight_map=dict(sorted(weight_map.items())))
+    split = needed("huggingface_hub").split_state_dict_into_shards_factory(
+        dict(shapes),
+        get_storage_size=lambda shape: DTYPES[dtype].itemsize * math.prod(shape),
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=max_shard_bytes,
+    )
+    with tqdm(total=len(shapes), desc=title, unit=" tensors", disable=None) as bar:
+        for filename, names in split.filename_to_tensors.items():
+            with (directory / filename).open("wb") as file:
+                file.write(_header({name: shapes[name] for name in names}, dtype))
+                for name in names:
+                    file.write(_bytes(name, read(name), shapes[name], dtype))
+                    bar.update()
+                file.flush()
+                os.fsync(file.fileno())
+    if split.is_sharded:
+        sizes = split.metadata | dict(total_parameters=sum(map(math.prod, shapes.values())))
+        index = dict(metadata=sizes, weight_map=dict(sorted(split.tensor_to_filename.items())))
         (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n")
-    return [directory / name for name in names]
+    return [directory / filename for filename in split.filename_to_tensors]
 
 
 def _header(shapes: Mapping[str, tuple[int, ...]], dtype: str) -> bytes:

@@ -12,9 +12,7 @@ import functools
 import itertools
 import json
 import unicodedata
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from data_pipeline.tokenizer import Tokenizer
 from kosmos_jax.errors import UserError
@@ -53,6 +51,10 @@ def build(tokenizer: Tokenizer, kosmos2: bool):
     from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors
     from tokenizers import Tokenizer as Tokenizers
 
+    def added(token: str) -> AddedToken:
+        special, is_tag = token in SPECIALS or not kosmos2, token in tokenizer.tags
+        return AddedToken(token, special=special, lstrip=is_tag, normalized=False)  # a tag takes the spaces before it
+
     model = _read(tokenizer.model_bytes)
     pieces = [(piece.piece, piece.score) for piece in model.pieces[3:]]
     vocab = [*((special, NEVER) for special in SPECIALS[:-1]), *pieces, (MASK, NEVER)]
@@ -60,29 +62,13 @@ def build(tokenizer: Tokenizer, kosmos2: bool):
     built.normalizer = _normalizer(tokenizer.model_bytes, model.normalizer_spec.precompiled_charsmap, dict(vocab))
     built.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
     built.decoder = decoders.Metaspace(prepend_scheme="always")
-    built.add_tokens([AddedToken(**token) for token in added_tokens(tokenizer, kosmos2).values()])
+    built.add_tokens([added(token) for token in (*SPECIALS[:-1], *tokenizer.tags)])
     built.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>" if kosmos2 else "<s> $A",
         pair="<s> $A </s> </s> $B </s>" if kosmos2 else "<s> $A $B",
         special_tokens=[("<s>", tokenizer.bos), ("</s>", tokenizer.eos)],
     )
     return built
-
-
-def added_tokens(tokenizer: Tokenizer, kosmos2: bool) -> dict[int, dict[str, Any]]:
-    """id -> fields of tokenizers.AddedToken, of everything that is not a piece; a tag takes the spaces before it."""
-    ids = dict(enumerate(SPECIALS[:-1])) | dict(enumerate(tokenizer.tags, tokenizer.mask))
-    return {
-        i: dict(
-            content=token,
-            special=token in SPECIALS or not kosmos2,
-            lstrip=i >= tokenizer.mask,
-            rstrip=False,
-            single_word=False,
-            normalized=False,
-        )
-        for i, token in ids.items()
-    }
 
 
 def sentencepiece_model(file: Path) -> bytes:
@@ -101,7 +87,8 @@ def sentencepiece_model(file: Path) -> bytes:
         text = file.read_text()
         saved = json.loads(text)
         vocab = [(str(piece), float(score)) for piece, score in saved["model"]["vocab"]]
-        (table,) = _normalization_tables(saved["normalizer"])
+        parts = saved["normalizer"].get("normalizers", [saved["normalizer"]])
+        (table,) = (base64.b64decode(part["precompiled_charsmap"]) for part in parts if part["type"] == "Precompiled")
         added = {token["id"]: token["content"] for token in saved["added_tokens"]}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{file} is not made of a SentencePiece model; {OTHERWISE}") from error
@@ -126,13 +113,6 @@ def sentencepiece_model(file: Path) -> bytes:
     if SentencePieceProcessor(model_proto=rebuilt.model_bytes).normalize("\uff21\u200bb") == "▁A▁b":
         model.normalizer_spec.name = "nmt_nfkc"
     return model.SerializeToString()
-
-
-def _normalization_tables(normalizer: dict[str, Any]) -> Iterator[bytes]:
-    """Of all `Precompiled` in a normalizer or a sequence of them."""
-    for part in normalizer.get("normalizers", [normalizer]):
-        if part["type"] == "Precompiled":
-            yield base64.b64decode(part["precompiled_charsmap"])
 
 
 def _read(model_bytes: bytes):
@@ -164,7 +144,7 @@ def _normalizer(model_bytes: bytes, charsmap: bytes, vocab: dict[str, float]):
     joining = _joining_pairs(SentencePieceProcessor(model_proto=model_bytes))
     last = {first for first, _ in joining}
     ligatures = "".join(c for c, written_out in _written_out() if written_out[-1] in last)
-    joined = "|".join(f"(?<=[{firsts}])[{marks}]" for marks, firsts in _grouped(joining).items())
+    joined = "|".join(f"(?<=[{firsts}])[{marks}]" for firsts, marks in _grouped(joining).items())
     # A tag's letter that the model lacks becomes another one that it lacks: two unknown characters, no way to the tag.
     unknown = "".join(c for c in sorted(set("".join(SPECIALS))) if c not in vocab)
     return normalizers.Sequence(
@@ -198,13 +178,13 @@ def _joining_pairs(sentencepiece) -> set[tuple[str, str]]:
 
 
 def _grouped(pairs: set[tuple[str, str]]) -> dict[str, str]:
-    """Second characters -> the first ones that all of them follow."""
+    """First characters -> the second ones that follow all of them."""
     firsts, seconds = {}, {}
     for first, second in sorted(pairs):
         firsts[second] = firsts.get(second, "") + first
     for second, together in firsts.items():
         seconds[together] = seconds.get(together, "") + second
-    return {second: together for together, second in seconds.items()}
+    return seconds
 
 
 @functools.cache

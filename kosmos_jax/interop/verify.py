@@ -1,19 +1,19 @@
 """`kosmos export --verify`: the exported folder, loaded in PyTorch, gives the numbers of the checkpoint in JAX."""
 
-import importlib.util
+import runpy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from scipy.special import log_softmax
 
 from kosmos_jax import checkpoint
 from kosmos_jax.config import apply_overrides
 from kosmos_jax.inference.prompts import EncodedPrompt, collate, encode_prompt
 from kosmos_jax.interop.packages import needed
 from kosmos_jax.model import abstract_model, with_parameters
-from kosmos_jax.model.perception.clip import normalize_pixels
 
 # Largest difference of two logits that is allowed, as a share of the largest logit: rounding, of the arithmetic for
 # float32, of the stored weights for the other two (the arithmetic is float32 always).
@@ -54,6 +54,8 @@ def verify(path, to: str, out: Path, dtype: str) -> list[Agreement]:
       UserError: PyTorch, or what else the target needs, is not installed.
     """
     torch, theirs = needed("torch"), LOADERS[to](Path(out))
+    from kosmos_jax.interop.torch_files.kosmos_torch import normalize
+
     restored = checkpoint.restore(path)
     model = apply_overrides(restored.config, ["model.dtype=float32"]).model
     graph, _ = abstract_model(model)
@@ -74,7 +76,8 @@ def verify(path, to: str, out: Path, dtype: str) -> list[Agreement]:
         batch = collate(rows, restored.tokenizer.pad, restored.tokenizer.modalities)
         ids = (batch.tokens_BT, batch.slots_BT, batch.segments_BT)
         tokens, slots, mask = (torch.from_numpy(array).long() for array in ids)
-        media = {name: torch.from_numpy(AS_TORCH[name](items)) for name, items in batch.media.items()}
+        media = {name: torch.from_numpy(np.copy(items)) for name, items in batch.media.items()}
+        media |= {name: normalize(items) for name, items in media.items() if name == "image"}
         if media:  # transformers' Kosmos-2 takes as many images as it has slots for
             last = next(reversed(media))
             media[last] = media[last][: sum(len(row.media.get(last, ())) for row in rows)]
@@ -83,14 +86,6 @@ def verify(path, to: str, out: Path, dtype: str) -> list[Agreement]:
         ours, found = ours_BTV[here][real_BT[here]], found_BTV[batch.segments_BT > 0]
         agreements.append(agreement(case, ours, found))
     return agreements
-
-
-def _pixels(images_NHWC: np.ndarray) -> np.ndarray:
-    return np.array(normalize_pixels(images_NHWC).transpose(0, 3, 1, 2), order="C")
-
-
-# By modality: what our encoder reads -> what PyTorch's reads.
-AS_TORCH = {"image": _pixels, "audio": np.copy}
 
 
 def cases(tokenizer) -> list[tuple[str, list[EncodedPrompt]]]:
@@ -130,7 +125,7 @@ def agreement(case: str, ours: np.ndarray, theirs: np.ndarray) -> Agreement:
       ours, theirs: float[tokens, V].
     """
     difference = float(np.abs(ours - theirs).max())
-    p, q = (_log_softmax(logits.astype(np.float64)) for logits in (ours, theirs))
+    p, q = (log_softmax(logits.astype(np.float64), axis=-1) for logits in (ours, theirs))
     return Agreement(
         case,
         difference=difference,
@@ -138,11 +133,6 @@ def agreement(case: str, ours: np.ndarray, theirs: np.ndarray) -> Agreement:
         divergence=float((np.exp(p) * (p - q)).sum(-1).mean()),
         top1=float((ours.argmax(-1) == theirs.argmax(-1)).mean()),
     )
-
-
-def _log_softmax(logits: np.ndarray) -> np.ndarray:
-    shifted = logits - logits.max(-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
 
 
 def report(agreements: list[Agreement], dtype: str) -> tuple[str, bool]:
@@ -181,10 +171,7 @@ def _remote_code(out: Path) -> Theirs:
 
 
 def _torch(out: Path) -> Theirs:
-    spec = importlib.util.spec_from_file_location("kosmos_torch", out / "kosmos_torch.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.load(out).float().eval()
+    return runpy.run_path(str(out / "kosmos_torch.py"))["load"](out).float().eval()
 
 
 LOADERS = {"hf-kosmos2": _kosmos2, "hf-remote-code": _remote_code, "torch": _torch}

@@ -5,21 +5,23 @@ The first step is mechanical: "decoder/layers/fc1/kernel" float[L, D, F] is L te
 names, is that of its format (formats/).
 """
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
 import numpy as np
+from einops import rearrange
 
 from kosmos_jax.errors import UserError
 from kosmos_jax.interop.formats import IMPORTS, ExportFormat
-from kosmos_jax.interop.formats.clip import PATCH, convolution_shape, from_convolution, to_convolution
+from kosmos_jax.interop.formats.base import Source
 from kosmos_jax.interop.tensors import FLOATS, Tensor, open_weights
 from kosmos_jax.model import abstract_model
 
-STACKED = re.compile(r"(decoder/layers|[^/]+/(?:encoder/(?:trunk|top)|connector/layers))/(.+)")
+STACKED = re.compile(r"(decoder|[^/]+/(?:encoder|connector))/(layers|trunk|top)/(.+)")
+PATCH = "image/encoder/patch/kernel"
 SHOWN = 12
 ROWS = 4096  # of a vocabulary's matrix, in memory at one time
 
@@ -32,41 +34,51 @@ class Place(NamedTuple):
       layer: its index in the stack; None for what is not stacked.
       transposed: whether PyTorch has the axes the other way round, as for every linear layer.
       shape: in PyTorch.
+      patch: the edge of a patch where CLIP's patch embedding is a convolution [d, 3, p, p] there; 0 for all else.
     """
 
     path: str
     layer: int | None
     transposed: bool
     shape: tuple[int, ...]
+    patch: int = 0
 
     def to_torch(self, array: np.ndarray) -> np.ndarray:
         """Our array of this place (one layer of it) as PyTorch has it, contiguous."""
-        return np.ascontiguousarray(array.T if self.transposed else array)
+        array = array.T if self.transposed else array
+        if self.patch:
+            array = rearrange(array, "d (p q c) -> d c p q", p=self.patch, q=self.patch)
+        return np.ascontiguousarray(array)
+
+    def from_torch(self, tensor: Tensor, index: tuple[slice, ...]) -> np.ndarray:
+        """A part of our array of this place as float32; nothing else is read but of a convolution, which is small."""
+        if self.patch:
+            part = rearrange(tensor.read((slice(None),) * 4), "d c p q -> (p q c) d")[index]
+        else:
+            part = tensor.read(index[::-1]).T if self.transposed else tensor.read(index)
+        return np.ascontiguousarray(part, np.float32)
 
 
-def torch_names(shapes: Mapping) -> dict[str, Place]:
+def torch_names(shapes: Mapping, convolution: bool = False) -> dict[str, Place]:
     """The tensors of our PyTorch module (torch_files/kosmos_torch.py) for parameters of these shapes.
 
     Args:
       shapes: path -> anything with a `shape`; see kosmos_jax.model.abstract_model.
+      convolution: whether to place CLIP's patch embedding as a convolution, as all but our module have it.
     """
-    trunks = {path.partition("/")[0]: x.shape[0] for path, x in shapes.items() if path.endswith("/trunk/norm1/scale")}
     places = {}
     for path, leaf in shapes.items():
-        stacked = STACKED.fullmatch(path)
-        layers = range(leaf.shape[0]) if stacked else [None]
-        shape = tuple(leaf.shape[1:] if stacked else leaf.shape)
-        kernel = path.endswith("/kernel")
-        for layer in layers:
-            if stacked:
-                stack, rest = stacked.groups()
-                tower, _, last = stack.rpartition("/")
-                index = layer + trunks.get(tower.partition("/")[0], 0) if last == "top" else layer
-                name = f"{tower}/layers/{index}/{rest}"
-            else:
-                name = path
+        stacked, kernel = STACKED.fullmatch(path), path.endswith("/kernel")
+        shape = tuple(leaf.shape[1:] if stacked else leaf.shape)[:: -1 if kernel else 1]
+        patch = math.isqrt(shape[1] // 3) if convolution and path == PATCH else 0
+        shape = (shape[0], 3, patch, patch) if patch else shape
+        tower, stack, rest = stacked.groups() if stacked else (None, None, None)
+        below = shapes.get(f"{tower}/trunk/norm1/scale") if stack == "top" else None
+        first = 0 if below is None else below.shape[0]
+        for layer in range(leaf.shape[0]) if stacked else [None]:
+            name = f"{tower}/layers/{first + layer}/{rest}" if stacked else path
             name = re.sub(r"/(kernel|scale)$|(?<=^embedding)$", "/weight", name).replace("/", ".")
-            places[name] = Place(path, layer, kernel, shape[::-1] if kernel else shape)
+            places[name] = Place(path, layer, kernel, shape, patch)
     return places
 
 
@@ -80,23 +92,22 @@ def tensors_of(stored, model, form: ExportFormat) -> tuple[dict[str, tuple[int, 
     Returns:
       (name -> shape, name -> contiguous array): as `write_tensors` takes them.
     """
-    places = torch_names(abstract_model(model)[1])
-    convolution = PATCH if form.convolution else ""
-    ours = {form.rename(name): name for name in places}  # by the name in the file
-
-    def shape(name: str) -> tuple[int, ...]:
-        return convolution_shape(places[name].shape) if name == convolution else places[name].shape
+    ours = torch_names(abstract_model(model)[1], form.convolution)
+    places = {form.rename(name): place for name, place in ours.items()}
 
     def read(name: str) -> np.ndarray:
-        place = places[ours[name]]
-        array = place.to_torch(stored.read(place.path, place.layer))
-        return to_convolution(array) if ours[name] == convolution else array
+        return places[name].to_torch(stored.read(places[name].path, places[name].layer))
 
-    return {name: shape(origin) for name, origin in ours.items()}, read
+    return {name: place.shape for name, place in places.items()}, read
 
 
 class Reader:
-    """Our parameters, read out of foreign files part by part."""
+    """Our parameters, read out of foreign files part by part.
+
+    Attributes:
+      sections: see `Opened`.
+      found: path -> place and tensor of each of its layers, or of all of it; filled by `check`.
+    """
 
     def __init__(self, kind: str, path: str | Path):
         """Opens the files; only their headers are read.
@@ -104,44 +115,43 @@ class Reader:
         Raises:
           UserError: unreadable, or not of this kind.
         """
-        self.path = Path(path)
-        self.source = IMPORTS[kind](self.path, open_weights(self.path))
-        self.tensors, self.sections = self.source.tensors, self.source.sections
+        self.path, self.found = Path(path), {}
+        self.opened = IMPORTS[kind](Source(self.path, open_weights(self.path)))
+        self.sections = self.opened.sections
 
-    def check(self, shapes: Mapping) -> dict[str, Place]:
+    def check(self, shapes: Mapping) -> None:
         """Compares the file with the parameters of a model, all of it before anything is made.
 
         Args:
           shapes: path -> anything with a `shape`.
 
-        Returns:
-          Our PyTorch name -> its place, for all that the file has.
-
         Raises:
           UserError: lists by name what is missing, surplus, of another shape or quantized; or the head is not tied.
         """
-        places = {name: p for name, p in torch_names(shapes).items() if self.source.keeps(name)}
-        wanted = {self.source.rename(name): self._foreign_shape(name, place.shape) for name, place in places.items()}
-        known = {*wanted, self.source.head, *self.source.positions}
-        surplus = [name for name in self.tensors if name not in known and not self.source.ignored.fullmatch(name)]
-        missing = [name for name in wanted if name not in self.tensors]
+        source, tensors = self.opened, self.opened.tensors
+        ours = torch_names(shapes, source.convolution)
+        wanted = {source.rename(name): place for name, place in ours.items() if name.startswith(source.part)}
+        known = {*wanted, source.head, *source.positions}
+        surplus = [name for name in tensors if name not in known and not source.ignored.fullmatch(name)]
+        missing = [name for name in wanted if name not in tensors]
         other = [
-            f"{name} {list(self.tensors[name].shape)}, the model has {list(shape)}"
-            for name, shape in wanted.items()
-            if name in self.tensors and self.tensors[name].shape != shape
+            f"{name} {list(tensors[name].shape)}, the model has {list(place.shape)}"
+            for name, place in wanted.items()
+            if name in tensors and tensors[name].shape != place.shape
         ]
-        given = {name: self.tensors[name] for name in [*wanted, self.source.head] if name in self.tensors}
+        given = {name: tensors[name] for name in [*wanted, source.head] if name in tensors}
         coded = [f"{name} {tensor.dtype}" for name, tensor in given.items() if tensor.dtype not in FLOATS]
         found = [("missing", missing), ("surplus", surplus), ("of another shape", other), ("not floats", coded)]
         problems = [f"{len(group)} {what}:\n    " + "\n    ".join(_shown(group)) for what, group in found if group]
         if problems:
             raise UserError(f"{self.path} does not fit, and nothing was imported.\n  " + "\n  ".join(problems))
-        for name, table in self.source.positions.items():
-            if name in self.tensors and np.abs(self.tensors[name].read((slice(None),) * 2) - table).max() > 1e-3:
+        for name, table in source.positions.items():
+            if name in tensors and np.abs(tensors[name].read((slice(None),) * 2) - table).max() > 1e-3:
                 raise UserError(f"{self.path}: {name} is another table of positions than the sinusoids computed here")
-        if self.source.head in self.tensors:
-            self._check_head(self.tensors[self.source.head], self.tensors[self.source.rename("embedding.weight")])
-        return places
+        if source.head in tensors:
+            self._check_head(tensors[source.head], tensors[source.rename("embedding.weight")])
+        for name, place in wanted.items():
+            self.found.setdefault(place.path, []).append((place, tensors[name]))
 
     def _check_head(self, head: Tensor, embedding: Tensor):
         rows = (slice(start, start + ROWS) for start in range(0, embedding.shape[0], ROWS))
@@ -150,49 +160,21 @@ class Reader:
         )
         if not same:
             raise UserError(
-                f"{self.path}: {self.source.head} is not the embedding, and here the two are one (tied, as in all of "
+                f"{self.path}: {self.opened.head} is not the embedding, and here the two are one (tied, as in all of "
                 f"the family); if the model never used it, delete it from the file"
             )
 
-    def _foreign_shape(self, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-        return convolution_shape(shape) if self.source.convolution and name == PATCH else shape
-
-    def _tensor(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
-        tensor = self.tensors[self.source.rename(name)]
-        if self.source.convolution and name == PATCH:
-            return from_convolution(tensor.read((slice(None),) * 4))[index]
-        return tensor.read(index)
-
-    def part(self, path: str, places: Mapping[str, Place], index: tuple[slice, ...]) -> np.ndarray:
+    def part(self, path: str, index: tuple[slice, ...]) -> np.ndarray:
         """A part of one of our parameters as float32, of which nothing else is read.
 
         Args:
-          path: of the parameter.
-          places: see `check`.
+          path: of the parameter, one of those in `found`.
           index: a slice for each axis of the parameter.
         """
-        layers = {place.layer: name for name, place in places.items() if place.path == path}
-
-        def read(layer, index):
-            name = layers[layer]
-            if not places[name].transposed:
-                return self._tensor(name, index)
-            return self._tensor(name, index[::-1]).T
-
-        if None in layers:
-            return np.ascontiguousarray(read(None, index), np.float32)
-        chosen = range(len(layers))[index[0]]
-        return np.stack([np.asarray(read(layer, index[1:]), np.float32) for layer in chosen])
-
-    def array(self, path: str, leaf, places: Mapping[str, Place]):
-        """One of our parameters as float32 jax.Array of `leaf`'s shape and sharding; a process reads its own part.
-
-        Args:
-          path: of the parameter.
-          leaf: jax.ShapeDtypeStruct with a sharding.
-          places: see `check`.
-        """
-        return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: self.part(path, places, index))
+        (place, tensor), *_ = layers = self.found[path]
+        if place.layer is None:
+            return place.from_torch(tensor, index)
+        return np.stack([place.from_torch(tensor, index[1:]) for place, tensor in layers[index[0]]])
 
 
 def _shown(group: list[str]) -> list[str]:

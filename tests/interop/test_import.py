@@ -22,9 +22,8 @@ from kosmos_jax.errors import UserError
 from kosmos_jax.interop.export import export
 from kosmos_jax.interop.formats import IMPORTS, clip, ours
 from kosmos_jax.interop.formats import kosmos2 as kosmos2_format
-from kosmos_jax.interop.formats.base import Fields
+from kosmos_jax.interop.formats.base import Fields, Source
 from kosmos_jax.interop.importing import encoder_parameters, import_weights
-from kosmos_jax.interop.tensors import Weights
 from kosmos_jax.interop.verify import report, verify
 from kosmos_jax.interop.weights import Reader
 from kosmos_jax.model import abstract_model, parameters, with_parameters
@@ -304,11 +303,11 @@ def test_configs_in_the_forms_that_transformers_has_written_are_read(tmp_path, f
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(json.dumps(tree))
     ours = kosmos2.get_config().model
-    found = IMPORTS["hf-kosmos2"](tmp_path / "kosmos", Weights({})).sections
+    found = IMPORTS["hf-kosmos2"](Source(tmp_path / "kosmos", {})).sections
     flat_ours, flat_found = flat(ours), flat(found)
     assert {key for key, value in flat_found.items() if flat_ours[key] != value} == {"text.attention_dropout"}
-    weights = Weights({"vision_model.pre_layrnorm.weight": None})
-    image = IMPORTS["clip"](tmp_path / "clip", weights).sections["perception"]["image"]
+    tensors = {"vision_model.pre_layrnorm.weight": None}
+    image = IMPORTS["clip"](Source(tmp_path / "clip", tensors)).sections["perception"]["image"]
     sizes = dict(patch_size=32, width=1536, layers=12, heads=12, ffn=3072, activation="gelu")
     assert image == dict(shape=(224, 224, 3), encoder=dict(kind="clip", **sizes))
 
@@ -431,7 +430,7 @@ def test_the_section_that_transformers_takes_is_read(tmp_path):
     tower = clip_vision(3, num_attention_heads=6).config.to_diff_dict()
     config = dict(model_type="clip", vision_config=tower, vision_config_dict=dict(num_attention_heads=8))
     (tmp_path / "config.json").write_text(json.dumps(config))
-    found = IMPORTS["clip"](tmp_path, Weights({"vision_model.pre_layrnorm.weight": None})).sections
+    found = IMPORTS["clip"](Source(tmp_path, {"vision_model.pre_layrnorm.weight": None})).sections
     theirs = transformers.CLIPConfig.from_pretrained(tmp_path).vision_config
     assert found["perception"]["image"]["encoder"]["heads"] == theirs.num_attention_heads == 8
 

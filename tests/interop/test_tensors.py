@@ -36,7 +36,7 @@ def test_safetensors_reads_what_we_write(tmp_path_factory, shapes, dtype, shard,
         expected = torch.from_numpy(array).to(getattr(torch, dtype))
         assert read[name].dtype == expected.dtype and torch.equal(read[name], expected)
     assert (folder / INDEX).exists() == (len(files) > 1)
-    ours = open_weights(folder).tensors
+    ours = open_weights(folder)
     for name, array in arrays.items():
         if not array.size:
             continue  # safetensors cannot slice what is empty, and no parameter is
@@ -67,7 +67,7 @@ def test_pytorch_files_are_read_in_parts(tmp_path, wrapped, zipped):
     file = tmp_path / "x.pt"
     content = {wrapped: state, "args": argparse.Namespace(lr=1)} if wrapped else state
     torch.save(content, file, _use_new_zipfile_serialization=zipped)
-    tensors = open_weights(file).tensors
+    tensors = open_weights(file)
     assert tensors["w"].read((slice(1, 2), slice(0, 2))).tolist() == [[4, 5]]
     assert tensors["half"].read((slice(0, 1), slice(None))).dtype == ml_dtypes.bfloat16
     assert tensors["n"].shape == ()
@@ -135,6 +135,6 @@ def test_of_several_sets_of_weights_the_one_that_transformers_takes_is_read(tmp_
         for other in ("model_old.safetensors", "a.safetensors", "model-00002-of-00009.safetensors", "zz.bin"):
             (tmp_path / other).write_bytes(save({"w": torch.full((1,), 9.0), "stale": torch.ones(1)}))
         with caplog.at_level("INFO"):
-            tensors = open_weights(tmp_path).tensors
+            tensors = open_weights(tmp_path)
         assert list(tensors) == ["w"] and tensors["w"].read((slice(None),)) == [i]
         assert file in caplog.messages[-1] and "old" not in caplog.messages[-1]

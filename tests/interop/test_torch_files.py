@@ -9,7 +9,6 @@ from safetensors.torch import save_file
 
 from kosmos_jax.inference.generator import Generator
 from kosmos_jax.inference.prompts import encode_prompt
-from kosmos_jax.interop.formats.ours import plain
 from kosmos_jax.interop.torch_files import kosmos_torch
 from kosmos_jax.model import parameters
 from tests.interop.test_import_whisper import with_audio
@@ -232,7 +231,7 @@ def test_a_folder_loads_in_the_dtype_of_its_weights(xpos_pair, tmp_path):
     names = sorted(state)
     save_file({name: state[name].bfloat16() for name in names[:9]}, tmp_path / "model-00001-of-00002.safetensors")
     save_file({name: state[name].bfloat16() for name in names[9:]}, tmp_path / "model-00002-of-00002.safetensors")
-    (tmp_path / "config.json").write_text(json.dumps({"model": plain(config)}))
+    (tmp_path / "config.json").write_text(json.dumps({"model": config.to_dict()}))
     model = kosmos_torch.load(tmp_path)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16} and not model.training
     assert not list(model.buffers())

@@ -6,7 +6,7 @@ import pytest
 import torch
 import transformers
 
-from kosmos_jax.interop.formats import clip, kosmos2
+from kosmos_jax.interop.formats import kosmos2
 from kosmos_jax.model import abstract_model, parameters
 from kosmos_jax.training.optimizer import learning_rate, make_optimizer
 from kosmos_jax.training.state import initial_state, replace_parameters
@@ -37,8 +37,7 @@ def in_jax(config, params):
 def kosmos2_model(config, params):
     described = kosmos2.config(config.model, "float32") | {"_attn_implementation": "eager"}
     model = transformers.Kosmos2ForConditionalGeneration(transformers.Kosmos2Config(**described))
-    state = state_dict(params)
-    state[clip.PATCH] = torch.from_numpy(clip.to_convolution(state[clip.PATCH].numpy()))
+    state = state_dict(params, convolution=True)
     missing, surplus = model.load_state_dict({kosmos2.names(n): t for n, t in state.items()}, strict=False)
     assert missing == ["text_model.lm_head.weight"] and not surplus
     model.tie_weights()
@@ -85,11 +84,10 @@ def test_ten_updates(packed, changes):
         assert float(metrics["loss"]) == pytest.approx(loss.item(), rel=1e-4)
         assert float(metrics["grad_norm"]) == pytest.approx(norm.item(), rel=1e-3)
 
-    ours, theirs = state_dict({path: np.asarray(array) for path, array in state.parameters.items()}), model.state_dict()
+    trained = {path: np.asarray(array) for path, array in state.parameters.items()}
+    ours, theirs = state_dict(trained, convolution=not packed), model.state_dict()
     for name, tensor in ours.items():
         found = theirs[name if packed else kosmos2.names(name)]
-        if name == clip.PATCH and not packed:
-            found = torch.from_numpy(clip.from_convolution(found.numpy()))
         # Where keys are not rotated, their bias moves all scores of a query alike: its gradient is rounding, of which
         # Adam makes whole steps.
         rounding = config.model.text.positions == "sinusoidal" and name.endswith("key.bias")

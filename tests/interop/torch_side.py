@@ -4,24 +4,23 @@ import numpy as np
 import torch
 
 from kosmos_jax.interop import weights
-from kosmos_jax.interop.formats.ours import plain
 from kosmos_jax.interop.torch_files import kosmos_torch
 
 torch.set_num_threads(1)
 
 
-def state_dict(params):
-    """Our parameters as the state dict of kosmos_torch.Kosmos."""
+def state_dict(params, convolution=False):
+    """Our parameters as the state dict of kosmos_torch.Kosmos; see `weights.torch_names`."""
 
     def array(place):
         return np.asarray(params[place.path] if place.layer is None else params[place.path][place.layer])
 
-    places = weights.torch_names(params)
+    places = weights.torch_names(params, convolution)
     return {name: torch.from_numpy(place.to_torch(array(place)).copy()) for name, place in places.items()}
 
 
 def torch_model(config, params):
-    model = kosmos_torch.Kosmos(plain(config))
+    model = kosmos_torch.Kosmos(config.to_dict())
     model.load_state_dict(state_dict(params))
     return model.eval()
 

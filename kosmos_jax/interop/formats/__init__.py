@@ -1,11 +1,9 @@
 """Foreign formats, one file each: names, config in both directions, and what it refuses."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 from kosmos_jax.interop.formats import clip, kosmos2, ours, whisper
-from kosmos_jax.interop.formats.base import ExportFormat, Opened
-from kosmos_jax.interop.tensors import Weights
+from kosmos_jax.interop.formats.base import ExportFormat, Opened, Source
 
 # What `kosmos export --to` writes.
 EXPORTS: dict[str, ExportFormat] = {
@@ -13,8 +11,8 @@ EXPORTS: dict[str, ExportFormat] = {
     "hf-remote-code": ours.REMOTE_CODE_EXPORT,
     "torch": ours.TORCH_EXPORT,
 }
-# What `kosmos import --from` reads: from the path and what lies there; UserError where it is plainly of another kind.
-IMPORTS: dict[str, Callable[[Path, Weights], Opened]] = {
+# What `kosmos import --from` reads; UserError where what lies there is plainly of another kind.
+IMPORTS: dict[str, Callable[[Source], Opened]] = {
     "hf-kosmos2": kosmos2.opened,
     "clip": clip.opened,
     "whisper": whisper.opened,

@@ -1,4 +1,4 @@
-"""What foreign formats have in common: names by substitution, configs by fields, and what opened weights are."""
+"""What foreign formats have in common: names by substitution, configs by fields, and what lies in a source."""
 
 import re
 from collections.abc import Callable, Collection, Mapping
@@ -20,7 +20,7 @@ class Opened(NamedTuple):
       rename: our PyTorch name -> the name in the file.
       ignored: names in the file that carry nothing we need.
       head: the output layer, where the file may have one: it must be the embedding, as it is here.
-      keeps: which of our PyTorch names the file has.
+      part: what our PyTorch names begin with of which the file has the tensors; "" for all.
       convolution: whether CLIP's patch embedding is a convolution there, not a linear layer.
       positions: a table that the file may have and we compute, by its name: it must be ours.
     """
@@ -30,7 +30,7 @@ class Opened(NamedTuple):
     rename: Callable[[str], str]
     ignored: re.Pattern = re.compile(r"(?!)")
     head: str = ""
-    keeps: Callable[[str], bool] = lambda name: True
+    part: str = ""
     convolution: bool = False
     positions: Mapping[str, Any] = {}
 
@@ -82,6 +82,12 @@ class Fields(NamedTuple):
     fixed: Mapping[str, Any] = {}
     harmless: Collection[str] = ()
 
+    @classmethod
+    def of_transformers(cls, **fields) -> "Fields":
+        """Those of a config of transformers, which may have others: harmless ones, and what no model here has."""
+        own = cls(**fields)
+        return own._replace(fixed=NO_PART_OF_IT | own.fixed, harmless=TRANSFORMERS.union(own.harmless))
+
     def read(self, section: Any, where: str, required: bool = False) -> dict[str, Any]:
         """Our key -> value, of the fields that are taken; none of them may be missing if they are `required`.
 
@@ -116,10 +122,6 @@ class Fields(NamedTuple):
         fixed = {key: value for key, value in self.fixed.items() if key not in NO_PART_OF_IT}
         return fixed | {theirs: section[ours] for theirs, (ours, _) in self.taken.items()}
 
-    def read_some(self, section: Mapping[str, Any], where: str) -> dict[str, Any]:
-        """The same of a section in which all else is harmless."""
-        return self.read({key: section[key] for key in section.keys() & {*self.taken, *self.fixed}}, where)
-
 
 # PretrainedConfig of transformers 4.35 to 5.24: names, dtypes, initialisation, outputs, labels and generation.
 TRANSFORMERS = frozenset(
@@ -140,7 +142,7 @@ NO_PART_OF_IT = dict(add_cross_attention=False, cross_attention_hidden_size=None
 IDS = dict(bos_token_id=0, pad_token_id=1, eos_token_id=2)
 
 
-def for_transformers(dtype: str) -> dict[str, Any]:
+def for_dtype(dtype: str) -> dict[str, Any]:
     """What every config.json for transformers says; "torch_dtype" is "dtype" for transformers before 4.56."""
     return dict(dtype=dtype, torch_dtype=dtype, tie_word_embeddings=True)
 
@@ -150,35 +152,57 @@ def beside(path: Path, name: str) -> Path:
     return (path if path.is_dir() else path.parent) / name
 
 
-def config_of(path: Path, *keys: str) -> Any:
-    """What the config.json beside weights has under some keys."""
-    return read_json(beside(path, CONFIG), *keys)
+class Source(NamedTuple):
+    """Weights and what lies beside them.
 
-
-def read_config(path: Path, table: Fields, *keys: str, required: bool = False) -> dict[str, Any]:
-    """A section of the config.json beside weights, by a table of its fields; see `Fields.read`.
-
-    Args:
-      path: of the weights.
-      table: the fields of the section.
-      *keys: of the section in the config.json.
-      required: see `Fields.read`.
+    Attributes:
+      path: of the weights, a file or a folder.
+      tensors: by the names in the file.
     """
-    where = f"{beside(path, CONFIG)}: {'.'.join(keys)}".removesuffix(": ")
-    return table.read(config_of(path, *keys), where, required)
 
+    path: Path
+    tensors: Mapping[str, Tensor]
 
-def count_layers(tensors: Mapping[str, Tensor], pattern: str) -> int:
-    """How many different numbers the group of a pattern has among the names."""
-    return len({match[1] for name in tensors if (match := re.match(pattern, name))})
+    def config(self, *keys: str) -> Any:
+        """What the config.json has under some keys."""
+        return read_json(beside(self.path, CONFIG), *keys)
 
+    def where(self, *keys: str) -> str:
+        """A section of the config.json, for messages."""
+        return f"{beside(self.path, CONFIG)}: {'.'.join(keys)}".removesuffix(": ")
 
-def shapes_of(path: Path, tensors: Mapping[str, Tensor]) -> Callable[[str], tuple[int, ...]]:
-    """The shapes of tensors by name; UserError for one that is not there."""
+    def fields(self, table: Fields, *keys: str, required: bool = False) -> dict[str, Any]:
+        """A section of the config.json by a table of its fields; see `Fields.read`."""
+        return table.read(self.config(*keys), self.where(*keys), required)
 
-    def shape(name: str) -> tuple[int, ...]:
-        if name not in tensors:
-            raise UserError(f"{path} has no {name}: it is of another kind than --from says, or incomplete")
-        return tensors[name].shape
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of a tensor that has to be there."""
+        if name not in self.tensors:
+            raise UserError(f"{self.path} has no {name}: it is of another kind than --from says, or incomplete")
+        return self.tensors[name].shape
 
-    return shape
+    def layers(self, prefix: str) -> int:
+        """How many different numbers follow a prefix among the names."""
+        pattern = re.escape(prefix) + r"(\d+)\."
+        return len({match[1] for name in self.tensors if (match := re.match(pattern, name))})
+
+    def encoder(
+        self, modality: str, section: dict[str, Any], prefix: str, rename: Callable[[str], str], ignored: str
+    ) -> Opened:
+        """An encoder alone, whose names begin with `prefix`; what begins otherwise is left.
+
+        Args:
+          modality: that it is for.
+          section: what the file decides of the modality's section.
+          prefix: of the names in the file.
+          rename: our PyTorch name -> the name behind the prefix.
+          ignored: a pattern of names that carry nothing we need.
+        """
+        return Opened(
+            self.tensors,
+            {"perception": {modality: section}},
+            lambda name: prefix + rename(name),
+            re.compile(rf"(?!{re.escape(prefix)}).*|{ignored}"),
+            part=f"{modality}.encoder.",
+            convolution=True,
+        )

@@ -1,31 +1,16 @@
 """CLIP's vision transformer as transformers, OpenAI and open_clip publish it; the text side of their files is left."""
 
-import math
 import re
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
-import numpy as np
-from einops import rearrange
-
 from kosmos_jax.errors import UserError
-from kosmos_jax.interop.formats.base import (
-    NO_PART_OF_IT,
-    PROJECTIONS,
-    TRANSFORMERS,
-    Fields,
-    Opened,
-    beside,
-    chain,
-    config_of,
-    count_layers,
-    read_config,
-    shapes_of,
-)
-from kosmos_jax.interop.tensors import Tensor, Weights, read_json
+from kosmos_jax.interop.formats.base import PROJECTIONS, Fields, Opened, Source, beside, chain
+from kosmos_jax.interop.tensors import Tensor, read_json
 from kosmos_jax.model.perception.clip import PIXEL_MEAN, PIXEL_STD
 
+ENCODER = "image.encoder."  # our PyTorch names of it begin so
 OPEN_CLIP_CONFIG = "open_clip_config.json"
 
 # transformers' CLIPVisionTransformer without a prefix ("pre_layrnorm" is how they spell it); the encoder alone.
@@ -55,34 +40,10 @@ openai_names = chain(
     (r"\battention\.out\.", "attn.out_proj."),
 )
 
-# The patch embedding: a linear layer in our module, [d, p * p * 3], and a convolution everywhere else, [d, 3, p, p].
-PATCH = "image.encoder.patch.weight"
 
-
-def convolution_shape(shape: tuple[int, int]) -> tuple[int, int, int, int]:
-    """The shape of the patch embedding as a convolution."""
-    size = math.isqrt(shape[1] // 3)
-    return (shape[0], 3, size, size)
-
-
-def to_convolution(weight: np.ndarray) -> np.ndarray:
-    """The patch embedding of our module as a convolution, contiguous."""
-    size = convolution_shape(weight.shape)[-1]
-    return np.ascontiguousarray(rearrange(weight, "d (p q c) -> d c p q", p=size, q=size))
-
-
-def from_convolution(weight: np.ndarray) -> np.ndarray:
-    """The reverse of `to_convolution`."""
-    return np.ascontiguousarray(rearrange(weight, "d c p q -> d (p q c)"))
-
-
-def vision_fields(width: int, layers: int, heads: int, ffn: int, patch: int) -> Fields:
-    """The fields of transformers' vision config, with defaults of these sizes.
-
-    Args:
-      width, layers, heads, ffn, patch: the defaults.
-    """
-    return Fields(
+def _vision(patch: int, width: int, layers: int, heads: int, ffn: int) -> Fields:
+    """The fields of transformers' vision config, with defaults of these sizes."""
+    return Fields.of_transformers(
         taken=dict(
             image_size=("image_size", 224),
             patch_size=("patch_size", patch),
@@ -92,18 +53,14 @@ def vision_fields(width: int, layers: int, heads: int, ffn: int, patch: int) -> 
             intermediate_size=("ffn", ffn),
             hidden_act=("activation", "quick_gelu"),
         ),
-        fixed=NO_PART_OF_IT | dict(num_channels=3, layer_norm_eps=1e-5, attention_dropout=0, dropout=0),
-        harmless=TRANSFORMERS,
+        fixed=dict(num_channels=3, layer_norm_eps=1e-5, attention_dropout=0, dropout=0),
     )
 
 
-KOSMOS2_VISION = vision_fields(1024, 24, 16, 4096, patch=14)
-CLIP_VISION = vision_fields(768, 12, 12, 3072, patch=32)
+KOSMOS2_VISION, CLIP_VISION = _vision(14, 1024, 24, 16, 4096), _vision(32, 768, 12, 12, 3072)
 # A config of which nothing but the vision tower is read.
-AROUND_VISION = Fields(
-    fixed=NO_PART_OF_IT,
-    harmless=TRANSFORMERS
-    | {"text_config", "vision_config", "text_config_dict", "vision_config_dict", "latent_query_num"},
+AROUND_VISION = Fields.of_transformers(
+    harmless="text_config vision_config text_config_dict vision_config_dict latent_query_num".split()
 )
 
 # open_clip_config.json: model_cfg, and in it CLIPVisionCfg (src/open_clip/model.py). The tensors' shapes say the rest.
@@ -121,9 +78,7 @@ OPEN_CLIP_VISION = Fields(
 )
 
 # How pixels are normalised (kosmos_jax/model/perception/clip.py), and the section of each file that says it.
-PIXELS = Fields(
-    fixed=dict.fromkeys(("image_mean", "mean"), list(PIXEL_MEAN)) | dict.fromkeys(("image_std", "std"), list(PIXEL_STD))
-)
+PIXELS = dict.fromkeys(("image_mean", "mean"), list(PIXEL_MEAN)) | dict.fromkeys(("image_std", "std"), list(PIXEL_STD))
 PIXEL_SECTIONS = {
     "preprocessor_config.json": "",
     "processor_config.json": "image_processor",
@@ -131,116 +86,97 @@ PIXEL_SECTIONS = {
 }
 
 
-def check_pixels(path: Path):
+def check_pixels(source: Source):
     """Compares what lies beside the weights with the normalisation of pixels here.
 
     Raises:
       UserError: it is another one.
     """
     for name, section in PIXEL_SECTIONS.items():
-        file = beside(path, name)
+        file = beside(source.path, name)
         given = read_json(file) if file.is_file() else {}
         given = given.get(section) if section and isinstance(given, Mapping) else given
         if isinstance(given, Mapping):
-            PIXELS.read_some(given, str(file))
-
-
-def is_clip(name: str) -> bool:
-    return name.startswith("image.encoder.")
+            Fields(fixed=PIXELS, harmless=given.keys()).read(given, str(file))
 
 
 def image_section(vision: dict[str, Any], **more) -> dict[str, Any]:
     """A modality's section from the fields of a vision transformer."""
     size = vision.pop("image_size")
-    return {"image": dict(shape=(size, size, 3), encoder=dict(kind="clip", **vision), **more)}
+    return dict(shape=(size, size, 3), encoder=dict(kind="clip", **vision), **more)
 
 
-def _clip_section(path: Path) -> dict[str, Any]:
+def _clip_section(source: Source) -> dict[str, Any]:
     """Of a config.json of transformers' CLIP, of its vision tower alone, or of Kosmos-2."""
-    tower = KOSMOS2_VISION if "kosmos" in str(config_of(path, "model_type")) else CLIP_VISION
-    config = config_of(path)
+    tower = KOSMOS2_VISION if "kosmos" in str(source.config("model_type")) else CLIP_VISION
     # Old files have the section twice, and transformers takes this one (CLIPConfig.__post_init__).
     for key in ("vision_config_dict", "vision_config"):
-        if config.get(key) is not None:
-            read_config(path, AROUND_VISION)
-            return read_config(path, tower, key)
-    return read_config(path, tower)
+        if source.config().get(key) is not None:
+            source.fields(AROUND_VISION)
+            return source.fields(tower, key)
+    return source.fields(tower)
 
 
-def _openai_section(
-    path: Path, prefix: str, tensors: Mapping[str, Tensor], activation: str, config: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
-    """From the shapes; `config` is open_clip's vision_cfg, which has to agree with them."""
-    shape = shapes_of(path, tensors)
-    width, _, patch, _ = shape(f"{prefix}conv1.weight")
+def _openai_section(source: Source, prefix: str) -> dict[str, Any]:
+    """From the shapes, with which open_clip's config, where there is one, has to agree."""
+    config, activation = _open_clip_config(source)
+    width, _, patch, _ = source.shape(f"{prefix}conv1.weight")
     section = dict(
-        image_size=patch * round((shape(f"{prefix}positional_embedding")[0] - 1) ** 0.5),
+        image_size=patch * round((source.shape(f"{prefix}positional_embedding")[0] - 1) ** 0.5),
         patch_size=patch,
         width=width,
-        layers=count_layers(tensors, re.escape(prefix) + r"transformer\.resblocks\.(\d+)\."),
+        layers=source.layers(f"{prefix}transformer.resblocks."),
     )
-    table = OPEN_CLIP_VISION
-    table = table._replace(fixed=table.fixed | section)
-    head_width = table.read(config or {}, f"{beside(path, OPEN_CLIP_CONFIG)}: vision_cfg")["head_width"]
-    ffn = shape(f"{prefix}transformer.resblocks.0.mlp.c_fc.weight")[0]
+    table = OPEN_CLIP_VISION._replace(fixed=OPEN_CLIP_VISION.fixed | section)
+    head_width = table.read(config, f"{beside(source.path, OPEN_CLIP_CONFIG)}: vision_cfg")["head_width"]
+    ffn = source.shape(f"{prefix}transformer.resblocks.0.mlp.c_fc.weight")[0]
     return section | dict(heads=max(1, width // head_width), ffn=ffn, activation=activation)
 
 
-def opened(path: Path, weights: Weights) -> Opened:
-    """A CLIP vision tower as transformers (three prefixes), OpenAI or open_clip name it; the text tower is left."""
-    check_pixels(path)
-    tensors = weights.tensors
-    for prefix in ("vision_model.model.", "vision_model.", ""):
-        if f"{prefix}pre_layrnorm.weight" in tensors:
-            ignored = r".*\.?position_ids|visual_projection\..*|text_.*|logit_scale"
-            return _tower(tensors, prefix, transformers_names, _clip_section(path), ignored)
-    for prefix in ("visual.", ""):
-        if f"{prefix}conv1.weight" in tensors and f"{prefix}class_embedding" in tensors:
-            config, activation = _open_clip_config(path, tensors)
-            section = _openai_section(path, prefix, tensors, activation, config)
-            return _tower(_split_in_proj(tensors), prefix, openai_names, section, rf"{re.escape(prefix)}proj")
-    raise UserError(f"{path} holds no vision tower of CLIP under any name known here")
-
-
-def _tower(tensors: Mapping[str, Tensor], prefix: str, rename: Callable[[str], str], section, ignored: str) -> Opened:
-    """A vision tower whose names begin with `prefix`; what begins otherwise is another tower."""
-    ignored = re.compile(rf"(?!{re.escape(prefix)}).*|{ignored}")
-    sections = dict(perception=image_section(section))
-    return Opened(tensors, sections, lambda name: prefix + rename(name), ignored, keeps=is_clip, convolution=True)
-
-
-def _open_clip_config(path: Path, tensors: Mapping[str, Tensor]) -> tuple[Mapping[str, Any], str]:
+def _open_clip_config(source: Source) -> tuple[Mapping[str, Any], str]:
     """open_clip's vision_cfg and the activation; OpenAI's own weights have no config and need QuickGELU."""
-    file = beside(path, OPEN_CLIP_CONFIG)
+    file = beside(source.path, OPEN_CLIP_CONFIG)
     if file.is_file():
         quick = OPEN_CLIP.read(read_json(file, "model_cfg"), f"{file}: model_cfg")["quick_gelu"]
         return read_json(file, "model_cfg", "vision_cfg"), "quick_gelu" if quick else "gelu"
-    if {"input_resolution", "context_length", "vocab_size"} <= set(tensors):
+    if {"input_resolution", "context_length", "vocab_size"} <= set(source.tensors):
         return {}, "quick_gelu"  # only OpenAI's archives have these
     raise UserError(
-        f"{path}: nothing says whether these weights need QuickGELU (OpenAI's do) or GELU (LAION's do), and the wrong "
-        f"one spoils them; put open_clip's {OPEN_CLIP_CONFIG} beside the file"
+        f"{source.path}: nothing says whether these weights need QuickGELU (OpenAI's do) or GELU (LAION's do), and the "
+        f"wrong one spoils them; put open_clip's {OPEN_CLIP_CONFIG} beside the file"
     )
+
+
+def opened(source: Source) -> Opened:
+    """A CLIP vision tower as transformers (three prefixes), OpenAI or open_clip name it; the text tower is left."""
+    check_pixels(source)
+    for prefix in ("vision_model.model.", "vision_model.", ""):
+        if f"{prefix}pre_layrnorm.weight" in source.tensors:
+            section, ignored = _clip_section(source), r".*\.?position_ids|visual_projection\..*|text_.*|logit_scale"
+            return source.encoder("image", image_section(section), prefix, transformers_names, ignored)
+    for prefix in ("visual.", ""):
+        if f"{prefix}conv1.weight" in source.tensors and f"{prefix}class_embedding" in source.tensors:
+            section, ignored = _openai_section(source, prefix), rf"{re.escape(prefix)}proj"
+            split = source._replace(tensors=_split_in_proj(source.tensors))
+            return split.encoder("image", image_section(section), prefix, openai_names, ignored)
+    raise UserError(f"{source.path} holds no vision tower of CLIP under any name known here")
 
 
 def _split_in_proj(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """open_clip's `attn.in_proj_weight` [3 d, d] as three tensors, `attn.query.weight` and so on."""
+
+    def rows(tensor, first, count, index):
+        start, stop, _ = index[0].indices(count)
+        return tensor.read((slice(first + start, first + stop), *index[1:]))
+
     split = {}
     for name, tensor in tensors.items():
         fused = re.fullmatch(r"(.*\.attn\.)in_proj_(weight|bias)", name)
         if not fused:
             split[name] = tensor
             continue
-        shape = (tensor.shape[0] // 3, *tensor.shape[1:])
+        count, *rest = tensor.shape[0] // 3, *tensor.shape[1:]
         for i, part in enumerate(("query", "key", "value")):
-            rows = _rows_from(tensor, i * shape[0], shape[0])
-            split[f"{fused[1]}{part}.{fused[2]}"] = tensor._replace(shape=shape, read=rows)
+            read = partial(rows, tensor, i * count, count)
+            split[f"{fused[1]}{part}.{fused[2]}"] = tensor._replace(shape=(count, *rest), read=read)
     return split
-
-
-def _rows_from(tensor: Tensor, first: int, rows: int):
-    def read(index):
-        start, stop, _ = index[0].indices(rows)
-        return tensor.read((slice(first + start, first + stop), *index[1:]))
-
-    return read

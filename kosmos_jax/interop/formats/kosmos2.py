@@ -1,26 +1,10 @@
 """transformers' Kosmos-2: the one model of the family that it has, with sinusoids and images alone."""
 
 import re
-from pathlib import Path
 from typing import Any
 
 from kosmos_jax.interop.formats import clip
-from kosmos_jax.interop.formats.base import (
-    CONFIG,
-    IDS,
-    NO_PART_OF_IT,
-    PROJECTIONS,
-    TRANSFORMERS,
-    ExportFormat,
-    Fields,
-    Opened,
-    beside,
-    chain,
-    config_of,
-    for_transformers,
-    read_config,
-)
-from kosmos_jax.interop.tensors import Weights
+from kosmos_jax.interop.formats.base import IDS, PROJECTIONS, ExportFormat, Fields, Opened, Source, chain, for_dtype
 
 # torchscale/architecture/decoder.py, Decoder(subln=True, share_decoder_input_output_embed=True); the decoder alone.
 torchscale_names = chain(
@@ -46,7 +30,7 @@ _connector = chain(
 
 def names(name: str) -> str:
     """Our PyTorch name -> that of transformers' Kosmos2ForConditionalGeneration."""
-    if clip.is_clip(name):
+    if name.startswith(clip.ENCODER):
         return "vision_model.model." + clip.transformers_names(name)
     if name.startswith("image.connector."):
         return "image_to_text_projection." + _connector(name)
@@ -54,12 +38,12 @@ def names(name: str) -> str:
 
 
 # Kosmos2Config and its sections, with transformers' defaults.
-AROUND = Fields(
+AROUND = Fields.of_transformers(
     taken=dict(latent_query_num=("tokens", 64)),
-    fixed=NO_PART_OF_IT | dict(model_type="kosmos-2"),
-    harmless=TRANSFORMERS | {"text_config", "vision_config"},
+    fixed=dict(model_type="kosmos-2"),
+    harmless=("text_config", "vision_config"),
 )
-TEXT = Fields(
+TEXT = Fields.of_transformers(
     taken=dict(
         vocab_size=("vocab_size", 65037),
         embed_dim=("width", 2048),
@@ -70,10 +54,8 @@ TEXT = Fields(
         dropout=("dropout", 0.1),
         attention_dropout=("attention_dropout", 0.1),
     ),
-    fixed=NO_PART_OF_IT
-    | IDS
+    fixed=IDS
     | dict(activation_function="gelu", scale_embedding=True, layer_norm_eps=1e-5, activation_dropout=0, layerdrop=0),
-    harmless=TRANSFORMERS,
 )
 
 
@@ -83,13 +65,13 @@ def refusal(model) -> str:
         reasons.append(f"model.text.positions is {model.text.positions!r} and Kosmos-2 there has sinusoids only")
     if set(model.perception) != {"image"}:
         reasons.append(f"model.perception has {', '.join(model.perception) or 'nothing'} and it has images only")
-        return "; ".join(reasons) + "; --to hf-remote-code takes every model"
-    connector = model.perception.image.connector
-    if connector.kind != "xconnector":
-        reasons.append(f"the kind of the connector is {connector.kind!r} and it has the xconnector only")
-    if connector.heads != model.text.heads:
-        reasons.append(f"the connector's heads are {connector.heads}, which must be model.text.heads there")
-    return "; ".join(reasons) + "; --to hf-remote-code takes every model" if reasons else ""
+    else:
+        connector = model.perception.image.connector
+        if connector.kind != "xconnector":
+            reasons.append(f"the kind of the connector is {connector.kind!r} and it has the xconnector only")
+        if connector.heads != model.text.heads:
+            reasons.append(f"the connector's heads are {connector.heads}, which must be model.text.heads there")
+    return "; ".join([*reasons, "--to hf-remote-code takes every model"]) if reasons else ""
 
 
 def config(model, dtype: str) -> dict[str, Any]:
@@ -103,31 +85,28 @@ def config(model, dtype: str) -> dict[str, Any]:
     vision = clip.KOSMOS2_VISION.written(image.encoder.to_dict() | dict(image_size=image.shape[0]))
     return dict(
         architectures=["Kosmos2ForConditionalGeneration"],
-        model_type="kosmos-2",
-        **for_transformers(dtype),
+        **AROUND.written(image),
+        **for_dtype(dtype),
         **eager,
-        latent_query_num=image.tokens,
         text_config=eager | text,
         vision_config=eager | vision | dict(model_type="kosmos_2_vision_model"),
     )
 
 
-def opened(path: Path, weights: Weights) -> Opened:
+def opened(source: Source) -> Opened:
     """By transformers' Kosmos2Config; what a config.json leaves out has transformers' default."""
-    config_of(path, "model_type")
-    clip.check_pixels(path)
-    config = config_of(path)
-    tokens = read_config(path, AROUND)["tokens"]
-    tables = dict(text_config=TEXT, vision_config=clip.KOSMOS2_VISION)
-    given = {key: {} if config.get(key) is None else config[key] for key in tables}
-    text, vision = (table.read(given[key], f"{beside(path, CONFIG)}: {key}") for key, table in tables.items())
+    source.config("model_type")
+    clip.check_pixels(source)
+    tokens, tables = source.fields(AROUND)["tokens"], dict(text_config=TEXT, vision_config=clip.KOSMOS2_VISION)
+    given = {key: source.config().get(key) for key in tables}
+    text, vision = (
+        table.read({} if given[key] is None else given[key], source.where(key)) for key, table in tables.items()
+    )
     connector = dict(kind="xconnector", heads=text["heads"], layers=1, dropout=text["attention_dropout"])
+    image = clip.image_section(vision, tokens=tokens, connector=connector)
     return Opened(
-        weights.tensors,
-        dict(
-            text=text | dict(positions="sinusoidal"),
-            perception=clip.image_section(vision, tokens=tokens, connector=connector),
-        ),
+        source.tensors,
+        dict(text=text | dict(positions="sinusoidal"), perception=dict(image=image)),
         names,
         ignored=re.compile(r"text_model\.model\.embed_positions\.weights|.*position_ids"),
         head="text_model.lm_head.weight",

@@ -1,25 +1,12 @@
 """Our own formats: plain PyTorch (`torch`), and the same with transformers around it (`hf-remote-code`)."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from flax.traverse_util import flatten_dict
 
 from kosmos_jax.errors import UserError
-from kosmos_jax.interop.formats.base import (
-    CONFIG,
-    IDS,
-    TRANSFORMERS,
-    ExportFormat,
-    Fields,
-    Opened,
-    beside,
-    config_of,
-    for_transformers,
-    read_config,
-)
-from kosmos_jax.interop.tensors import Weights
+from kosmos_jax.interop.formats.base import IDS, TRANSFORMERS, ExportFormat, Fields, Opened, Source, for_dtype
 
 ENCODERS = ("clip", "whisper")  # of torch_files/kosmos_torch.py
 # What `kosmos export` writes around the sections that are ours.
@@ -29,62 +16,54 @@ TORCH = Fields(harmless=("model", "dtype"))
 TORCH_MODEL = Fields(harmless=(*SECTIONS, "dtype", "remat", "scan_unroll"))
 
 
-def plain(config) -> Any:
-    """A config's section as JSON has it."""
-    if hasattr(config, "items"):
-        return {key: plain(value) for key, value in config.items()}
-    return list(config) if isinstance(config, tuple) else config
-
-
 def _remote_code_config(model, dtype: str) -> dict[str, Any]:
     code = "modeling_kosmos_jax.KosmosJaxForConditionalGeneration"
     return dict(
         architectures=["KosmosJaxForConditionalGeneration"],
-        model_type="kosmos-jax",
+        **REMOTE_CODE.written({}),
         auto_map=dict(
             AutoConfig="configuration_kosmos_jax.KosmosJaxConfig",
             AutoModel=code,
             AutoModelForCausalLM=code,
             AutoModelForImageTextToText=code,
         ),
-        **for_transformers(dtype),
-        **IDS,
-        **{section: plain(model[section]) for section in ("text", "perception")},
+        **for_dtype(dtype),
+        **{section: model[section].to_dict() for section in SECTIONS},
     )
 
 
-def _our_sections(path: Path, *keys: str) -> dict[str, dict[str, Any]]:
+def _our_sections(source: Source, *keys: str) -> dict[str, dict[str, Any]]:
     """The sections that `kosmos export` wrote, complete; a modality is one that this version has an encoder for."""
     from configs import kosmos1
     from kosmos_jax.model import perception
 
     text = Fields({key: (key, value) for key, value in kosmos1.model()["text"].items()})
-    sections = {"text": read_config(path, text, *keys, "text", required=True), "perception": {}}
-    found = config_of(path, *keys, "perception")
+    sections = {"text": source.fields(text, *keys, "text", required=True), "perception": {}}
+    found = source.config(*keys, "perception")
     for name, section in found.items() if isinstance(found, Mapping) else ():
-        where = f"{beside(path, CONFIG)}: {'.'.join([*keys, 'perception', name])}"
         flat = flatten_dict(section, sep=".") if isinstance(section, Mapping) else {}
         wanted = perception.keys(section) if flat else []
         problems = [f"{key} is missing" for key in wanted if key not in flat]
         problems += [f"{key} ({flat[key]!r:.40}) is unknown" for key in flat if key not in wanted]
         problems += [] if isinstance(flat.get("shape"), list) else ["shape must be a list"]
-        if problems or not flat:
+        if problems:
+            where = source.where(*keys, "perception", name)
             raise UserError(f"{where}: no such model can be imported:\n    " + "\n    ".join(problems))
         sections["perception"][name] = section | {"shape": tuple(section["shape"])}
     return sections
 
 
-def remote_code(path: Path, weights: Weights) -> Opened:
-    sections = _our_sections(path)
-    read_config(path, REMOTE_CODE)
-    return Opened(weights.tensors, sections, lambda name: f"model.{name}")
+def remote_code(source: Source) -> Opened:
+    sections = _our_sections(source)
+    source.fields(REMOTE_CODE)
+    return Opened(source.tensors, sections, lambda name: f"model.{name}")
 
 
-def torch(path: Path, weights: Weights) -> Opened:
-    sections = _our_sections(path, "model")
-    read_config(path, TORCH)
-    read_config(path, TORCH_MODEL, "model")
-    return Opened(weights.tensors, sections, lambda name: name)
+def torch(source: Source) -> Opened:
+    sections = _our_sections(source, "model")
+    source.fields(TORCH)
+    source.fields(TORCH_MODEL, "model")
+    return Opened(source.tensors, sections, lambda name: name)
 
 
 def refusal(model) -> str:
@@ -93,5 +72,5 @@ def refusal(model) -> str:
     return f"torch_files/kosmos_torch.py has no encoder for {', '.join(unknown)}; add it there" if unknown else ""
 
 
-TORCH_EXPORT = ExportFormat(lambda name: name, lambda model, dtype: dict(model=plain(model), dtype=dtype), refusal)
+TORCH_EXPORT = ExportFormat(lambda name: name, lambda model, dtype: dict(model=model.to_dict(), dtype=dtype), refusal)
 REMOTE_CODE_EXPORT = ExportFormat(lambda name: f"model.{name}", _remote_code_config, refusal)

@@ -1,36 +1,23 @@
 """Whisper's encoder as transformers and OpenAI publish it; the decoder of their files is left."""
 
 import re
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 from kosmos_jax.errors import UserError
-from kosmos_jax.interop.formats.base import (
-    NO_PART_OF_IT,
-    PROJECTIONS,
-    TRANSFORMERS,
-    Fields,
-    Opened,
-    chain,
-    count_layers,
-    read_config,
-    shapes_of,
-)
-from kosmos_jax.interop.tensors import Tensor, Weights
+from kosmos_jax.interop.formats.base import PROJECTIONS, Fields, Opened, Source, chain
 from kosmos_jax.model.perception.whisper import sinusoids
 
-ENCODER = "audio.encoder."
 transformers_names = chain(
     *PROJECTIONS,
-    (rf"^{re.escape(ENCODER)}ln_post\.", "layer_norm."),
-    (rf"^{re.escape(ENCODER)}", ""),
+    (r"^audio\.encoder\.ln_post\.", "layer_norm."),
+    (r"^audio\.encoder\.", ""),
     (r"\bnorm1\.", "self_attn_layer_norm."),
     (r"\bnorm2\.", "final_layer_norm."),
 )
 # openai/whisper, model.py.
 openai_names = chain(
-    (rf"^{re.escape(ENCODER)}", ""),
+    (r"^audio\.encoder\.", ""),
     (r"^layers\.", "blocks."),
     (r"\battention\.", "attn."),
     (r"\bnorm1\.", "attn_ln."),
@@ -39,7 +26,7 @@ openai_names = chain(
     (r"\bfc2\.", "mlp.2."),
 )
 # WhisperConfig of transformers; what is the decoder's, of training or of generation changes nothing in the encoder.
-FIELDS = Fields(
+FIELDS = Fields.of_transformers(
     taken=dict(
         num_mel_bins=("mel_bins", 80),
         d_model=("width", 384),
@@ -47,62 +34,48 @@ FIELDS = Fields(
         encoder_attention_heads=("heads", 6),
         encoder_ffn_dim=("ffn", 1536),
     ),
-    fixed=NO_PART_OF_IT | dict(model_type="whisper", activation_function="gelu", scale_embedding=False),
-    harmless=TRANSFORMERS
-    | set(
-        """dropout attention_dropout activation_dropout encoder_layerdrop forced_decoder_ids
-        vocab_size decoder_layers decoder_attention_heads decoder_ffn_dim decoder_layerdrop max_source_positions
-        max_target_positions num_hidden_layers use_weighted_layer_sum classifier_proj_size apply_spec_augment
-        mask_time_prob mask_time_length mask_time_min_masks mask_feature_prob mask_feature_length
-        mask_feature_min_masks median_filter_width""".split()
-    ),
+    fixed=dict(model_type="whisper", activation_function="gelu", scale_embedding=False),
+    harmless="""dropout attention_dropout activation_dropout encoder_layerdrop forced_decoder_ids
+    vocab_size decoder_layers decoder_attention_heads decoder_ffn_dim decoder_layerdrop max_source_positions
+    max_target_positions num_hidden_layers use_weighted_layer_sum classifier_proj_size apply_spec_augment
+    mask_time_prob mask_time_length mask_time_min_masks mask_feature_prob mask_feature_length
+    mask_feature_min_masks median_filter_width""".split(),
 )
 
 
-def opened(path: Path, weights: Weights) -> Opened:
+def opened(source: Source) -> Opened:
     """Whisper's encoder, by the config.json of transformers or the shapes of OpenAI's file."""
-    tensors = weights.tensors
     for prefix in ("model.encoder.", "encoder.", ""):
-        if f"{prefix}layer_norm.weight" in tensors and f"{prefix}conv1.weight" in tensors:
-            section = read_config(path, FIELDS)
-            return _encoder(path, tensors, prefix, transformers_names, section, "embed_positions.weight")
-        if f"{prefix}ln_post.weight" in tensors and f"{prefix}conv1.weight" in tensors:
-            section = _openai_section(path, prefix, tensors)
-            return _encoder(path, tensors, prefix, openai_names, section, "positional_embedding")
-    raise UserError(f"{path} holds no encoder of Whisper under any name known here")
+        if f"{prefix}conv1.weight" not in source.tensors:
+            continue
+        if f"{prefix}layer_norm.weight" in source.tensors:
+            section = source.fields(FIELDS)
+            return _encoder(source, prefix, transformers_names, section, "embed_positions.weight")
+        if f"{prefix}ln_post.weight" in source.tensors:
+            section = _openai_section(source, prefix)
+            return _encoder(source, prefix, openai_names, section, "positional_embedding")
+    raise UserError(f"{source.path} holds no encoder of Whisper under any name known here")
 
 
 def _encoder(
-    path: Path,
-    tensors: Mapping[str, Tensor],
-    prefix: str,
-    rename: Callable[[str], str],
-    section: dict[str, Any],
-    positions: str,
+    source: Source, prefix: str, rename: Callable[[str], str], section: dict[str, Any], positions: str
 ) -> Opened:
-    """An encoder whose names begin with `prefix`; what begins otherwise is the decoder's."""
-    table = f"{prefix}{positions}"
-    shape = tensors[table].shape if table in tensors else (0, section["width"])
-    if len(shape) != 2 or shape[1] != section["width"] or shape[1] % 2 or shape[1] < 4:
-        raise UserError(f"{path}: {table} is {list(shape)}, and the encoder is {section['width']} wide")
-    return Opened(
-        tensors,
-        dict(perception={"audio": dict(encoder=dict(kind="whisper", **section))}),
-        lambda name: prefix + rename(name),
-        ignored=re.compile(rf"(?!{re.escape(prefix)}).*|{re.escape(table)}|.*decoder\..*|proj_out\..*"),
-        keeps=lambda name: name.startswith(ENCODER),
-        positions={table: sinusoids(*shape)},
-    )
+    """An encoder with its table of positions, or without; what does not begin with `prefix` is the decoder's."""
+    table, width = f"{prefix}{positions}", section["width"]
+    shape = source.tensors[table].shape if table in source.tensors else (0, width)
+    if len(shape) != 2 or shape[1] != width or width % 2 or width < 4:
+        raise UserError(f"{source.path}: {table} is {list(shape)}, and the encoder is {width} wide")
+    section, ignored = dict(encoder=dict(kind="whisper", **section)), rf"{re.escape(table)}|.*decoder\..*|proj_out\..*"
+    return source.encoder("audio", section, prefix, rename, ignored)._replace(positions={table: sinusoids(*shape)})
 
 
-def _openai_section(path: Path, prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+def _openai_section(source: Source, prefix: str) -> dict[str, Any]:
     """From the shapes; heads are 64 wide in every published size."""
-    shape = shapes_of(path, tensors)
-    width, mel_bins, _ = shape(f"{prefix}conv1.weight")
+    width, mel_bins, _ = source.shape(f"{prefix}conv1.weight")
     return dict(
         mel_bins=mel_bins,
         width=width,
-        layers=count_layers(tensors, re.escape(prefix) + r"blocks\.(\d+)\."),
+        layers=source.layers(f"{prefix}blocks."),
         heads=max(1, width // 64),
-        ffn=shape(f"{prefix}blocks.0.mlp.0.weight")[0],
+        ffn=source.shape(f"{prefix}blocks.0.mlp.0.weight")[0],
     )
