@@ -27,7 +27,7 @@ def trie(texts: Iterable[Sequence[int]], eos: int) -> Node:
     root = Node()
     for tokens in texts:
         node = root
-        for token in (*tokens, eos):
+        for token in (*map(int, tokens), eos):
             node = node.setdefault(token, Node())
     return root
 

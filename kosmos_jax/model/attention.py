@@ -74,12 +74,14 @@ def attend(q_BTHK, k_BSHK, v_BSHK, mask_BTS=None, *, dropout_rate=0.0, key=None)
     Returns:
       float[B, T, H, K].
     """
-    scores = jnp.einsum("bthk,bshk->bhts", q_BTHK, k_BSHK, preferred_element_type=jnp.float32)
+    # Heads before tokens: XLA for CPU then reads keys and values where they lie, and else may copy them first.
+    q_BHTK, k_BHSK, v_BHSK = (x.swapaxes(1, 2) for x in (q_BTHK, k_BSHK, v_BSHK))
+    scores = jnp.einsum("bhtk,bhsk->bhts", q_BHTK, k_BHSK, preferred_element_type=jnp.float32)
     scores = scores * q_BTHK.shape[-1] ** -0.5
     if mask_BTS is not None:
         scores = jnp.where(mask_BTS[:, None], scores, jnp.finfo(jnp.float32).min)
     weights = dropout(jax.nn.softmax(scores, axis=-1), dropout_rate, key).astype(v_BSHK.dtype)
-    return jnp.einsum("bhts,bshk->bthk", weights, v_BSHK)
+    return jnp.einsum("bhts,bhsk->bhtk", weights, v_BHSK).swapaxes(1, 2)
 
 
 def packed_attention(q_BTHK, k_BTHK, v_BTHK, segments_BT, positions_BT, *, dropout_rate=0.0, key=None):
