@@ -14,7 +14,6 @@ from kosmos_jax.errors import UserError
 from kosmos_jax.inference import load
 from kosmos_jax.inference.command import mesh_of
 from kosmos_jax.inference.generator import Generator
-from kosmos_jax.inference.options import Options
 from kosmos_jax.parallel.mesh import make_mesh
 from kosmos_jax.parallel.sharding import parameter_specs
 
@@ -72,20 +71,15 @@ def test_slots_are_split_over_data_and_heads_over_tensor(on_mesh, prompts):
     assert on_mesh.engine.device._pages[64].k_BHSK[0].sharding.spec == P(None, "tensor")
 
 
-def programs(generator):
-    """The texts of the compiled programs that touch a cache of slots, with its shapes on a device and in all."""
+def decoding(generator):
+    """The texts of the compiled programs that generate, with its shapes on a device and in all."""
     device = generator.engine.device
     generator.complete(["The digit is"], max_new_tokens=2)
     generator.complete(["The digit is"], max_new_tokens=2, beams=2)
-    for key, (slots, rules) in device._pools.items():
-        keys, own, zero = slots.cache.k_BHSK[0], generator.engine._rules(Options(), None), np.int32(0)
-        budget = np.zeros(len(slots.used_B), np.int32)
-        row = device._page(key[0]), zero, np.zeros(key[0], np.int32), zero, own
-        for program in (
-            device._decode.lower(device._weights, slots, rules, budget, np.bool_(False)),
-            device._admit.lower(slots, rules, *row),
-        ):
-            yield program.compile().as_text(), keys.sharding.shard_shape(keys.shape), keys.shape
+    for slots, rules in device._pools.values():
+        keys, budget = slots.cache.k_BHSK[0], np.zeros(len(slots.used_B), np.int32)
+        program = device._decode.lower(device._weights, slots, rules, budget, np.bool_(False)).compile()
+        yield program.as_text(), keys.sharding.shard_shape(keys.shape), keys.shape
 
 
 IN_PLACE = ("parameter", "get-tuple-element", "tuple", "bitcast", "scatter", "dynamic-update-slice", "fusion")
@@ -96,7 +90,7 @@ def test_no_step_copies_or_gathers_a_cache(where, request):
     """What has the size of the keys of a layer, in whatever order, is an update of some entries in place."""
     jax.config.update("jax_disable_most_optimizations", False)
     seen = set()
-    for program, *shapes in programs(request.getfixturevalue(where)):
+    for program, *shapes in decoding(request.getfixturevalue(where)):
         for line in program.splitlines():
             made = re.match(r"\s*(?:ROOT )?%?\S+ = f32\[(\d+,\d+,\d+,\d+)\](\S*) ([\w-]+)\(", line)
             if made and sorted(map(int, made[1].split(","))) in map(sorted, shapes):
