@@ -64,6 +64,10 @@ def _train_arguments(parser):
     parser.add_argument(
         "--workdir", required=True, metavar="DIR", help="for checkpoints and metrics; resumed if it has any"
     )
+    _process_arguments(parser)
+
+
+def _process_arguments(parser):
     group = parser.add_argument_group("several processes, where neither Slurm, Open MPI nor a TPU pod says it")
     group.add_argument("--coordinator", default="", metavar="HOST:PORT", help="of process 0")
     group.add_argument("--processes", type=int, default=0, metavar="N", help="how many there are")
@@ -72,8 +76,14 @@ def _train_arguments(parser):
 
 def _generate(args) -> int:
     from kosmos_jax.inference.command import generate
+    from kosmos_jax.parallel import distributed
 
-    return generate(args)
+    distributed.start(args.coordinator, args.processes, args.process_id, verb="generate")
+    try:
+        return generate(args)
+    except Exception as error:
+        distributed.leave_at_once(error, "generate")
+        raise
 
 
 def _generate_arguments(parser):
@@ -120,6 +130,7 @@ def _generate_arguments(parser):
     add("--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be repeated")
     add("--seed", type=int, default=0, metavar="N", help="of sampling; default: 0")
     add("--json", action="store_true", help="print one JSON object for each prompt")
+    _process_arguments(parser)
 
 
 def _evaluate(args) -> int:

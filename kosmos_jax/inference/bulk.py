@@ -11,10 +11,12 @@ file has are never asked for again, so a run that was killed continues where it 
 
 import dataclasses
 import json
+import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import jax
 from tqdm import tqdm
 
 from data_pipeline.documents import MediaError
@@ -22,7 +24,9 @@ from data_pipeline.media import MEDIA
 from kosmos_jax.errors import UserError, from_os
 from kosmos_jax.inference.options import Completion, Options
 from kosmos_jax.inference.prompts import Item, encode_prompt, read_item
+from kosmos_jax.parallel.distributed import exchange
 
+WAIT_SECONDS = 600
 # Prompts that are read ahead of the slots: so many that none is ever free.
 AHEAD = 64
 
@@ -43,12 +47,18 @@ def run(load: Callable, prompts: str, out: str, options: dict):
         done = _complete_lines(Path(out))
     except OSError as error:
         raise from_os(f"{error.filename}", error) from error
+    main_process = jax.process_index() == 0  # all processes answer, one writes
+    done = int(exchange("the answers that are there", str(done), WAIT_SECONDS)[0])
     if done > len(lines):
         raise UserError(f"{out} has {done} answers, and {prompts} {len(lines)} prompts; give another --out")
     if done == len(lines):
         return
     model = load()
-    with open(out, "a") as file, tqdm(total=len(lines), initial=done, unit=" prompts", disable=None) as bar:
+    quiet = None if main_process else True
+    with (
+        open(out if main_process else os.devnull, "a") as file,
+        tqdm(total=len(lines), initial=done, unit=" prompts", disable=quiet) as bar,
+    ):
         for answer in _answers(model, lines[done:], Path(prompts).parent, options):
             file.write(json.dumps(answer, ensure_ascii=False) + "\n")
             file.flush()

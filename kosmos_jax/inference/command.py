@@ -4,6 +4,8 @@ import dataclasses
 import json
 import sys
 
+import jax
+
 from kosmos_jax.errors import UserError
 from kosmos_jax.inference import load
 from kosmos_jax.inference.bulk import run, told
@@ -28,12 +30,13 @@ def generate(args):
         return run(lambda: load(args.checkpoint, mesh), args.prompts, args.out, options)
     prompts = [parse_prompt(text) for text in args.prompt]
     model = load(args.checkpoint, mesh)
-    if len(prompts) == 1 and not args.json and args.n == args.beams == 1 and sys.stdout.isatty():
+    alone = jax.process_count() == 1
+    if alone and len(prompts) == 1 and not args.json and args.n == args.beams == 1 and sys.stdout.isatty():
         for piece in model.stream(prompts[0], **options):
             print(piece, end="", flush=True)
         return print()
     found = model.complete(prompts, **options)
-    for prompt, completions in zip(args.prompt, found, strict=True):
+    for prompt, completions in zip(args.prompt, found, strict=True) if jax.process_index() == 0 else ():
         for completion in completions if args.n > 1 else [completions]:
             print(json.dumps(dict(prompt=prompt, **told([completion]))) if args.json else completion.text)
 

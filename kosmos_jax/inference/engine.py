@@ -19,7 +19,9 @@ from kosmos_jax.inference.prompts import EncodedPrompt, power_of_two
 from kosmos_jax.inference.reading import Item, Reader, items_of, piece
 from kosmos_jax.inference.slots import Rules
 from kosmos_jax.model.positions import most_positions
+from kosmos_jax.parallel.distributed import exchange
 
+WAIT_SECONDS = 600
 # Items of each modality whose vectors are kept, and numbers of items that are encoded together.
 PLACES, COUNTS = 64, (1, 2, 4, 8)
 # Entries of a pool's cache, at most, where pools are made as they are needed.
@@ -148,7 +150,9 @@ class Engine:
         self.reader = Reader(self.device, found, PLACES, counts, blocks)
         self.waiting: deque[Request] = deque()
         self._current: tuple[Request, Iterator] | None = None
-        self._random = np.random.default_rng()
+        # Seeds that nobody gave: the same in all processes, which do the same at every turn.
+        entropy = str(np.random.SeedSequence().entropy)
+        self._random = np.random.default_rng(int(exchange("seeds", entropy, WAIT_SECONDS)[0]))
         ids = np.arange(config.text.vocab_size)
         # Pieces lie between <unk> and the first tag, <mask>. Of the tags, only the end and a new line are text.
         is_piece = (ids > tokenizer.unk) & (ids < tokenizer.mask)
@@ -247,6 +251,8 @@ class Engine:
     def cancel(self, request: Request):
         """Ends a request; its slot is free at the next turn."""
         request.done = True
+        if self._current and self._current[0] is request:
+            self._current = None
         if request in self.waiting:
             self.waiting.remove(request)
         for pool in self._pools.values():

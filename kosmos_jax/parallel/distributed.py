@@ -39,7 +39,9 @@ def cluster(environment: Mapping[str, str]) -> str:
     return "TPU" if "," in hosts or int(environment.get("MEGASCALE_NUM_SLICES") or 1) > 1 else ""
 
 
-def start(coordinator: str = "", processes: int = 0, process_id: int = -1, join_seconds: float = 300) -> None:
+def start(
+    coordinator: str = "", processes: int = 0, process_id: int = -1, join_seconds: float = 300, verb: str = "train"
+) -> None:
     """Joins this process to the others of its job; call it before anything asks JAX for devices.
 
     When the others do not come, the process ends with status 1 and a message.
@@ -49,6 +51,7 @@ def start(coordinator: str = "", processes: int = 0, process_id: int = -1, join_
       processes: how many there are, with `coordinator`.
       process_id: which one this is, with `coordinator`.
       join_seconds: how long to wait for the others.
+      verb: of the command, for messages.
 
     Raises:
       UserError: only some of the three are given.
@@ -72,7 +75,7 @@ def start(coordinator: str = "", processes: int = 0, process_id: int = -1, join_
     if coordinator:
         options = dict(coordinator_address=coordinator, num_processes=processes, process_id=process_id)
     try:
-        with _time_limit(join_seconds, place):
+        with _time_limit(join_seconds, place, verb):
             jax.distributed.initialize(
                 **options,
                 initialization_timeout=math.ceil(join_seconds) + 60,  # ours comes first
@@ -84,13 +87,13 @@ def start(coordinator: str = "", processes: int = 0, process_id: int = -1, join_
 
 
 @contextmanager
-def _time_limit(seconds: float, place: str):
+def _time_limit(seconds: float, place: str, verb: str):
     """Ends the process when the block takes longer: JAX would abort it instead, with a stack trace of C++."""
 
     def end():
         print(
-            f"kosmos train: error: the processes of this job did not all come within training.join_seconds = "
-            f"{seconds:g} ({place}). Look at the log of one that is missing, or raise --config.training.join_seconds",
+            f"kosmos {verb}: error: the processes of this job did not all come within {seconds:g} s ({place}). Look at "
+            "the log of one that is missing" + (", or raise --config.training.join_seconds" * (verb == "train")),
             file=sys.stderr,
             flush=True,
         )
@@ -182,7 +185,7 @@ def main_process_first(function: Callable, what: str, seconds: float):
     return result
 
 
-def leave_at_once(error: Exception) -> None:
+def leave_at_once(error: Exception, verb: str = "train") -> None:
     """With several processes: says what `error` is and ends this one; alone, does nothing.
 
     An orderly end would wait for the others, who wait for this one in the middle of a step.
@@ -194,10 +197,9 @@ def leave_at_once(error: Exception) -> None:
     text = traceback.format_exc() if traced else str(error)
     if isinstance(error, jax.errors.JaxRuntimeError):
         text += (
-            "\nIf another process of the job ended first, its log says why; the same command resumes from the newest "
-            "checkpoint"
+            "\nIf another process of the job ended first, its log says why; the same command goes on from what is there"
         )
-    print(f"kosmos train: error: process {jax.process_index()}: {text}", file=sys.stderr, flush=True)
+    print(f"kosmos {verb}: error: process {jax.process_index()}: {text}", file=sys.stderr, flush=True)
     os._exit(getattr(error, "status", 1))
 
 

@@ -97,12 +97,6 @@ class Run:
         self.profiler = Profiler(workdir / "tensorboard", training.profile)
         self.spread = Spread(training.log_every)
         self.feed = open_feed(self.mixture, self.mesh, self.step, training.steps)
-        if evaluate and config.evaluation.tasks and jax.process_count() > 1:
-            self.evaluate = None  # generation reads weights that one process holds
-            log.warning(
-                "evaluation.tasks (%s) are left out in a run of several processes; `kosmos eval` measures a checkpoint",
-                ", ".join(config.evaluation.tasks),
-            )
         self.ledger.spent("start", step=self.step)
 
     def train(self, preemption: Preemption) -> str:
