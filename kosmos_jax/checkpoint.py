@@ -14,6 +14,7 @@ It restores onto any mesh: shapes and shardings come from the caller, each proce
 
 import base64
 import json
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,8 @@ from kosmos_jax.errors import UserError, from_os, refuse_address
 from kosmos_jax.modality import modalities
 from kosmos_jax.model import abstract_model, stacks
 
+# Bytes of weights that are read together, at least, where all are read one after another.
+TOGETHER = 2**28
 ITEMS = ("params", "average", "training", "run")
 COMMITTED = "commit_success.txt"
 # Written where they stay and committed by one more file: in a bucket, renaming a folder is many operations.
@@ -291,11 +294,24 @@ def restore(path, shardings_of=None) -> Restored:
     Raises:
       UserError: nothing there, or unreadable.
     """
+    record, weights = open_weights(path, shardings_of)
+    return Restored(**vars(record), params=dict(weights))
+
+
+def open_weights(path, shardings_of=None) -> tuple[Record, Iterator[tuple[str, jax.Array]]]:
+    """As `restore`, but the weights come one after another, so that they need not all be there at the same time.
+
+    Args:
+      path, shardings_of: see `restore`.
+
+    Returns:
+      (Record, iterator over pairs of path and array, which raises the same).
+    """
     record = read_record(path)
     shapes = abstract_model(record.config.model)[1]
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     shardings = shardings_of(record.config, shapes) if shardings_of else {name: device for name in shapes}
-    return Restored(**vars(record), params=_read_weights(record, placed(shapes, shardings)))
+    return record, _read_weights(record, placed(shapes, shardings))
 
 
 def restore_weights(path, wanted: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
@@ -308,17 +324,33 @@ def restore_weights(path, wanted: dict[str, jax.ShapeDtypeStruct]) -> dict[str, 
     Raises:
       UserError: nothing there, unreadable, damaged, or weights of another model.
     """
-    return _read_weights(read_record(path), wanted)
+    return dict(_read_weights(read_record(path), wanted))
 
 
-def _read_weights(record: Record, wanted) -> dict[str, jax.Array]:
-    directory, params = record.directory, {}
-    with reading(directory), closing(ocp.StandardCheckpointHandler()) as handler:
-        stored = handler.metadata(directory / "params").tree
+def _read_weights(record: Record, wanted) -> Iterator[tuple[str, jax.Array]]:
+    directory, averaged = record.directory, record.checksums.get("average", {})
+    with reading(directory):
+        with closing(ocp.StandardCheckpointHandler()) as handler:
+            stored = handler.metadata(directory / "params").tree
         refuse_other_model(directory, shapes_of({"params": stored}), shapes_of({"params": wanted}))
-        for item in ("params", "average"):
-            if sums := record.checksums.get(item):
-                found = read_item(directory, item, {name: wanted[name] for name in sums})
-                assert_intact(directory / item, checksums(found), sums)
-                params |= found
-    return params
+        for item, sums in (("average", averaged), ("params", record.checksums["params"])):
+            left = [name for name in sums if item == "average" or name not in averaged]
+            while left:
+                part, size = {}, 0
+                while left and (not part or size < TOGETHER):
+                    name = left.pop(0)
+                    part[name] = wanted[name]
+                    size += wanted[name].size * wanted[name].dtype.itemsize
+                found = _read_some(directory / item, part)
+                assert_intact(directory / item, checksums(found), {name: sums[name] for name in part})
+                while found:
+                    yield found.popitem()
+
+
+def _read_some(folder: Path, wanted):
+    """Some arrays of an item; see `read_item`."""
+    arguments = ocp.checkpoint_utils.construct_restore_args(wanted)
+    with closing(ocp.PyTreeCheckpointHandler()) as handler:
+        return handler.restore(
+            folder, args=ocp.args.PyTreeRestore(item=wanted, restore_args=arguments, partial_restore=True)
+        )

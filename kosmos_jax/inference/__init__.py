@@ -25,7 +25,7 @@ def load(checkpoint, mesh=None, **engine):
     """
     from jax.sharding import NamedSharding
 
-    from kosmos_jax.checkpoint import restore
+    from kosmos_jax.checkpoint import open_weights
     from kosmos_jax.inference.generator import Generator
     from kosmos_jax.parallel.mesh import make_mesh
     from kosmos_jax.parallel.sharding import parameter_specs
@@ -37,11 +37,9 @@ def load(checkpoint, mesh=None, **engine):
     def shardings(config, shapes):
         return {path: NamedSharding(mesh, spec) for path, spec in parameter_specs(config.model, shapes, mesh).items()}
 
-    restored = restore(checkpoint, shardings_of=None if mesh is None else shardings)
-    params = restored.params
-    # One after another out of the dictionary, so that each is freed once it has the form that generation wants.
-    pairs = ((path, params.pop(path)) for path in list(params))
-    return Generator(restored.config.model, pairs, restored.tokenizer, mesh=mesh, **engine)
+    # One after another, each freed once it has the form that generation wants.
+    record, weights = open_weights(checkpoint, shardings_of=None if mesh is None else shardings)
+    return Generator(record.config.model, weights, record.tokenizer, mesh=mesh, **engine)
 
 
 __all__ = ["load"]

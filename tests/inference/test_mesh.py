@@ -120,3 +120,15 @@ def test_flags_of_a_mesh():
         mesh_of(["--config.model.dtype=float32"])
     with pytest.raises(UserError, match="a size is a whole number"):
         mesh_of(["--config.mesh.tensor=two"])
+
+
+@pytest.mark.parametrize("together", [1, 10_000, 2**28])
+def test_weights_that_come_in_parts_are_all_of_them(config, params, tokenizer, tmp_path, monkeypatch, together):
+    own = demo.get_config()
+    own.model = config
+    checkpoint.save_weights(tmp_path, params, own, tokenizer)
+    monkeypatch.setattr(checkpoint, "TOGETHER", together)
+    _, weights = checkpoint.open_weights(tmp_path)
+    found = dict(weights)
+    assert found.keys() == params.keys()
+    assert all((found[path] == params[path]).all() for path in params)
