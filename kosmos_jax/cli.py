@@ -67,6 +67,16 @@ def _train_arguments(parser):
     _process_arguments(parser)
 
 
+def _int8_argument(parser):
+    parser.add_argument(
+        "--int8",
+        action="append",
+        default=[],
+        choices=("weights", "cache"),
+        help="hold the decoder's weights, or keys and values, in eight bits; may be repeated",
+    )
+
+
 def _process_arguments(parser):
     group = parser.add_argument_group("several processes, where neither Slurm, Open MPI nor a TPU pod says it")
     group.add_argument("--coordinator", default="", metavar="HOST:PORT", help="of process 0")
@@ -130,6 +140,7 @@ def _generate_arguments(parser):
     add("--stop", action="append", default=[], metavar="TEXT", help="end before this text; may be repeated")
     add("--seed", type=int, default=0, metavar="N", help="of sampling; default: 0")
     add("--json", action="store_true", help="print one JSON object for each prompt")
+    _int8_argument(parser)
     _process_arguments(parser)
 
 

@@ -27,9 +27,9 @@ def generate(args):
         raise UserError("give --prompt TEXT, or --prompts FILE.jsonl with --out FILE.jsonl")
     mesh = mesh_of(args.overrides)
     if args.prompts:
-        return run(lambda: load(args.checkpoint, mesh), args.prompts, args.out, options)
+        return run(lambda: load(args.checkpoint, mesh, int8=args.int8), args.prompts, args.out, options)
     prompts = [parse_prompt(text) for text in args.prompt]
-    model = load(args.checkpoint, mesh)
+    model = load(args.checkpoint, mesh, int8=args.int8)
     alone = jax.process_count() == 1
     if alone and len(prompts) == 1 and not args.json and args.n == args.beams == 1 and sys.stdout.isatty():
         for piece in model.stream(prompts[0], **options):

@@ -27,7 +27,9 @@ class Device:
     Pages are known by their length, pools by (length, branches); both are made when they are first asked for.
     """
 
-    def __init__(self, config, params, *, eos: int, vectors: int, chunk: int, steps: int, blocks: int, mesh=None):
+    def __init__(
+        self, config, params, *, eos: int, vectors: int, chunk: int, steps: int, blocks: int, mesh=None, int8=()
+    ):
         """Copies the weights into the form that generation wants.
 
         Args:
@@ -38,10 +40,11 @@ class Device:
           chunk: C, tokens of a piece.
           steps: K, tokens of a dispatch at most.
           blocks: R, pieces that are kept at most.
+          int8: what is held in eight bits, of "weights" and "cache".
           mesh: where the parameters are; slots are split over its axis `data`, heads over `tensor`. None: one device.
         """
         self.chunk, self._block_count, self._mesh = chunk, blocks, mesh
-        self._model = model = inference_model(config)
+        self._model = model = inference_model(config, "weights" in int8, "cache" in int8)
         own, width, vocabulary = nnx.split(model)[0], config.text.width, config.text.vocab_size
         self._make_table = self._compiled(lambda: jnp.zeros((vectors, width), model.dtype))
         self._perceive = self._compiled(partial(prefill.perceive, own), donated="table_MD", static="name")

@@ -116,7 +116,7 @@ class Engine:
     """
 
     def __init__(
-        self, config, params, tokenizer, *, max_rows=32, pools=None, chunk=32, steps=16, pieces=None, mesh=None
+        self, config, params, tokenizer, *, max_rows=32, pools=None, chunk=32, steps=16, pieces=None, mesh=None, int8=()
     ):
         """Makes an engine with nothing to do.
 
@@ -131,6 +131,7 @@ class Engine:
           steps: tokens at most that a turn writes in each branch.
           pieces: of prompts that a turn reads at most, while others write; None for all.
           mesh: where the parameters are, see `Device`.
+          int8: what is held in eight bits, of "weights" and "cache", see model/int8.py.
         """
         self.config, self.tokenizer, self._chunk, self._pieces = config, tokenizer, chunk, pieces
         self._fixed, self._max_rows, self._most = pools, max_rows, most_positions(config.text)
@@ -146,7 +147,7 @@ class Engine:
         blocks = longest // chunk
         vectors = max(1, sum(PLACES * modality.tokens for modality in found))
         shapes = dict(vectors=vectors, chunk=chunk, steps=steps, blocks=blocks)
-        self.device = Device(config, params, eos=tokenizer.eos, mesh=mesh, **shapes)
+        self.device = Device(config, params, eos=tokenizer.eos, mesh=mesh, int8=int8, **shapes)
         self.reader = Reader(self.device, found, PLACES, counts, blocks)
         self.waiting: deque[Request] = deque()
         self._current: tuple[Request, Iterator] | None = None

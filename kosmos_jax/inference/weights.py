@@ -7,31 +7,45 @@ import jax
 from flax import nnx
 
 from kosmos_jax.model import abstract_model, with_parameters
+from kosmos_jax.model.int8 import Int8Linear, to_int8
 from kosmos_jax.model.layers import unstack
 
 STACK = "decoder/layers/"
 MATRICES = ("kernel", "embedding")
 
 
-def inference_model(config):
+def inference_model(config, int8_weights: bool = False, int8_cache: bool = False):
     """The model of `config.model` with its decoder's layers apart, nothing allocated.
 
     One token does little with a layer's weights, and taking them out of a stack would mean copying them for each token.
+
+    Args:
+      config: config.model.
+      int8_weights: whether the kernels of the decoder's layers are Int8; the embedding, which is the head too, is not.
+      int8_cache: whether keys and values are.
     """
 
     def separate(params):
         model = with_parameters(graph, params)
         model.decoder.layers = unstack(model.decoder.layers)
+        model.decoder.int8_cache = int8_cache
+        for layer in model.decoder.layers if int8_weights else ():
+            for owner, names in ((layer.attention, ("query", "key", "value", "out")), (layer, ("fc1", "fc2"))):
+                for name in names:
+                    setattr(owner, name, Int8Linear(getattr(owner, name)))
         return model
 
     graph, shapes = abstract_model(config)
     return nnx.eval_shape(separate, shapes)
 
 
-@partial(jax.jit, static_argnums=(1, 2))
-def _converted(array, dtype, count):
-    array = array if dtype is None else array.astype(dtype)
-    return [array[i] for i in range(count)] if count else [array]
+@partial(jax.jit, static_argnums=(1, 2, 3))
+def _converted(array, dtype, int8: bool, count: int):
+    """The layers of a parameter by the last part of their paths; `count` is 0 for one that has none."""
+    layers = [array[i] for i in range(count)] if count else [array]
+    if int8:
+        return [to_int8(layer, axis=0)._asdict() for layer in layers]
+    return [{"values": layer if dtype is None else layer.astype(dtype)} for layer in layers]
 
 
 def inference_weights(model, params: Iterable[tuple[str, jax.Array]]):
@@ -44,14 +58,17 @@ def inference_weights(model, params: Iterable[tuple[str, jax.Array]]):
     Returns:
       nnx.State.
     """
-    found = {}
+    state, found = nnx.state(model), {}
+    wanted = {"/".join(str(key.key) for key in path[:-1]) for path, _ in jax.tree_util.tree_leaves_with_path(state)}
     for path, array in params:
-        dtype = model.dtype if path.rpartition("/")[2] in MATRICES else None
-        if path.startswith(STACK):
-            layers = _converted(array, dtype, len(array))
-            found |= {f"{STACK}{i}/{path.removeprefix(STACK)}": layer for i, layer in enumerate(layers)}
-        else:
-            (found[path],) = _converted(array, dtype, 0)
+        own, _, name = path.removeprefix(STACK).rpartition("/")
+        dtype, stacked = model.dtype if name in MATRICES else None, path.startswith(STACK)
+        int8 = stacked and name == "kernel" and f"{STACK}0/{own}/scale" in wanted
+        for i, layer in enumerate(_converted(array, dtype, int8, len(array) if stacked else 0)):
+            place = f"{STACK}{i}/{own}/" if stacked else path.removesuffix(name)
+            found[place + name] = layer["values"]
+            if int8:
+                found[place + "scale"] = layer["scale"]
         del array
     take = lambda path, _: found["/".join(str(key.key) for key in path[:-1])]  # noqa: E731
-    return jax.tree_util.tree_map_with_path(take, nnx.state(model))
+    return jax.tree_util.tree_map_with_path(take, state)

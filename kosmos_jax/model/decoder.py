@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from kosmos_jax.model.attention import Attention, attend, branch_mask, packed_attention
+from kosmos_jax.model.int8 import Int8, to_int8
 from kosmos_jax.model.layers import (
     dropout,
     gelu,
@@ -21,7 +22,7 @@ from kosmos_jax.model.layers import (
     unpinned,
     unstack,
 )
-from kosmos_jax.model.positions import xpos
+from kosmos_jax.model.positions import key_scales, xpos
 
 
 class Cache(NamedTuple):
@@ -31,14 +32,15 @@ class Cache(NamedTuple):
     reads the rest where it lies. Stacked over layers, or entries before heads, each step would first copy all of it.
 
     Attributes:
-      k_BHSK, v_BHSK: for each layer float[B, H, S, K]; keys are rotated already.
+      k_BHSK, v_BHSK: for each layer float[B, H, S, K]; keys are rotated already. Or Int8 of that shape: keys then have
+        no xPos scale yet, which spans so many orders of magnitude that small ones would be lost.
       branches_BS: uint32[B, S]: a bit for each branch that sees the entry, see `attention.branch_mask`; 0 where it is
         empty.
       positions_BS: int32[B, S]: the token's position in its own text.
     """
 
-    k_BHSK: tuple[jax.Array, ...]
-    v_BHSK: tuple[jax.Array, ...]
+    k_BHSK: tuple[jax.Array | Int8, ...]
+    v_BHSK: tuple[jax.Array | Int8, ...]
     branches_BS: jax.Array
     positions_BS: jax.Array
 
@@ -93,6 +95,7 @@ class Decoder(nnx.Module):
         self.dtype = dtype
         self.constrain = constrain
         self.attention = attention
+        self.int8_cache = False  # inference may ask for one
         self.layers = stack(lambda rngs: DecoderLayer(config, rngs, dtype), config.layers, rngs)
         self.final_norm = layer_norm(config.width, rngs, dtype)
 
@@ -105,7 +108,9 @@ class Decoder(nnx.Module):
           positions_BT: int[B, T], within each document.
         """
         q, k, v = layer.attention.project(layer.attention_norm(x_BTD))
-        return (q, k, v) if self.config.positions == "sinusoidal" else (*xpos(q, k, positions_BT), v)
+        if self.config.positions == "sinusoidal":
+            return q, k, v
+        return *xpos(q, k, positions_BT, scale_keys=not self.int8_cache), v
 
     def __call__(self, x_BTD, segments_BT, positions_BT, *, key=None, remat="none", unroll=1):
         """Reads complete rows at once: training, and scoring of given texts.
@@ -138,7 +143,13 @@ class Decoder(nnx.Module):
         """A cache of `rows` rows of `entries` entries each, nothing read yet."""
         heads = self.config.heads
         shape = (rows, heads, entries, self.config.width // heads)
-        k_BHSK, v_BHSK = (tuple(jnp.zeros(shape, self.dtype) for _ in range(self.config.layers)) for _ in range(2))
+
+        def empty():
+            if self.int8_cache:
+                return Int8(jnp.zeros(shape, jnp.int8), jnp.zeros((*shape[:3], 1), jnp.float32))
+            return jnp.zeros(shape, self.dtype)
+
+        k_BHSK, v_BHSK = (tuple(empty() for _ in range(self.config.layers)) for _ in range(2))
         return Cache(k_BHSK, v_BHSK, *(jnp.zeros((rows, entries), dtype) for dtype in (jnp.uint32, jnp.int32)))
 
     def extend(self, x_BTD, branches_BT, positions_BT, cache: Cache, starts_B):
@@ -159,16 +170,29 @@ class Decoder(nnx.Module):
         def write(old, new, axis):
             return jax.vmap(partial(jax.lax.dynamic_update_slice_in_dim, axis=axis))(old, new, starts_B)
 
+        def write_heads(old_BHSK, new_BTHK):
+            new_BHTK = new_BTHK.swapaxes(1, 2)
+            new_BHTK = to_int8(new_BHTK, axis=-1) if self.int8_cache else new_BHTK
+            return jax.tree.map(lambda old, new: write(old, new, 1), old_BHSK, new_BHTK)
+
+        def read(x_BHSK, scales_BSK=None):
+            if self.int8_cache:
+                scale = x_BHSK.scale if scales_BSK is None else x_BHSK.scale * scales_BSK[:, None]
+                x_BHSK = (x_BHSK.values * scale).astype(self.dtype)
+            return x_BHSK.swapaxes(1, 2)
+
         branches_BS = write(cache.branches_BS, branches_BT, 0)
         positions_BS = write(cache.positions_BS, positions_BT, 0)
         mask_BTS = branch_mask(branches_BT, branches_BS, positions_BT, positions_BS)
+        scaled_later = self.int8_cache and self.config.positions != "sinusoidal"
+        scales_BSK = key_scales(positions_BS, self.config.width // self.config.heads) if scaled_later else None
         layers = self.layers if isinstance(self.layers, nnx.List) else unstack(self.layers)
         keys, values = [], []
         for layer, k_BHSK, v_BHSK in zip(layers, cache.k_BHSK, cache.v_BHSK, strict=True):
             q_BTHK, k_BTHK, v_BTHK = self.rotated(layer, x_BTD, positions_BT)
-            keys.append(write(k_BHSK, k_BTHK.swapaxes(1, 2), 1))
-            values.append(write(v_BHSK, v_BTHK.swapaxes(1, 2), 1))
-            heads_BTHK = attend(q_BTHK, keys[-1].swapaxes(1, 2), values[-1].swapaxes(1, 2), mask_BTS)
+            keys.append(write_heads(k_BHSK, k_BTHK))
+            values.append(write_heads(v_BHSK, v_BTHK))
+            heads_BTHK = attend(q_BTHK, read(keys[-1], scales_BSK), read(values[-1]), mask_BTS)
             x_BTD = x_BTD + layer.attention.output(heads_BTHK)
             x_BTD = x_BTD + layer.feed_forward(x_BTD)
         return self.final_norm(x_BTD), Cache(tuple(keys), tuple(values), branches_BS, positions_BS)

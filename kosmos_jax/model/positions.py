@@ -64,18 +64,30 @@ def rotate(x_BTHK, cos_BTk, sin_BTk):
     return rearrange(turned, "b t h k two -> b t h (k two)").astype(x_BTHK.dtype)
 
 
-def xpos(q_BTHK, k_BTHK, positions_BT):
+def xpos(q_BTHK, k_BTHK, positions_BT, scale_keys: bool = True):
     """Rotates queries and keys; a product of the two then holds zeta^((n - m) / 512) for positions n and m.
 
     Args:
       q_BTHK, k_BTHK: float[B, T, H, K], straight from their projections.
       positions_BT: int32[B, T]; the same for both, since a cached key was rotated when it was written.
+      scale_keys: whether keys get their scale too; if not, `key_scales` has it.
 
     Returns:
       The pair, same shapes and dtypes.
     """
     cos, sin, q_scale, k_scale = xpos_tables(positions_BT, q_BTHK.shape[-1])
+    k_scale = k_scale if scale_keys else 1.0
     return rotate(q_BTHK, cos * q_scale, sin * q_scale), rotate(k_BTHK, cos * k_scale, sin * k_scale)
+
+
+def key_scales(positions_BS, head_width: int):
+    """float32[B, S, K]: the scales of xPos for keys that were rotated only.
+
+    Args:
+      positions_BS: int32[B, S].
+      head_width: K.
+    """
+    return jnp.repeat(xpos_tables(positions_BS, head_width)[3], 2, axis=-1)
 
 
 def sinusoids(positions_BT, width: int):
