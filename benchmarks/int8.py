@@ -27,10 +27,11 @@ def main():
         device = model.engine.device
         weights = sum(x.nbytes for x in jax.tree.leaves(device._weights))
         cache = next(iter(device._pools.values()))[0].cache
-        keys = sum(x.nbytes for x in jax.tree.leaves((cache.k_BHSK, cache.v_BHSK)))
+        entries = math.prod(cache.branches_BS.shape)
+        bytes_each = sum(x.nbytes for x in jax.tree.leaves((cache.k_BHSK, cache.v_BHSK))) // entries
         print(
             f"{' and '.join(int8) or 'none':18}caption {found[0]:.1%}  few_shot {found[1]:.1%}  "
-            f"perplexity {found[2]:.2f}  weights {weights / 1e6:.2f} MB  cache {keys // math.prod(cache.branches_BS.shape):,} B a token"
+            f"perplexity {found[2]:.2f}  weights {weights / 1e6:.2f} MB  cache {bytes_each:,} B a token"
         )
 
 
