@@ -9,6 +9,7 @@ HERE = Path(__file__).parent
 VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "kosmos_jax/__init__.py").read_text(), re.MULTILINE)[1]
 JAX = ">=0.10,<0.13"
 SPEECH = ["soundfile>=0.13,<0.15", "soxr>=0.5,<2", "espeakng-loader>=0.2,<0.3"]
+SERVE = ["starlette>=1,<2", "uvicorn>=0.40,<1", "prometheus-client>=0.22,<1"]
 
 setup(
     name="kosmos_jax",
@@ -24,7 +25,7 @@ setup(
             f"{name}{rest}" for name in ("kosmos_jax", "configs", "data_pipeline", "launch") for rest in ("", ".*")
         ]
     ),
-    package_data={"kosmos_jax.interop": ["cards/*.md"]},
+    package_data={"kosmos_jax.interop": ["cards/*.md"], "kosmos_jax.serving": ["page/*"]},
     entry_points={"console_scripts": ["kosmos=kosmos_jax.cli:main"]},
     install_requires=[
         f"jax{JAX}",
@@ -53,10 +54,13 @@ setup(
             *("torch==2.13.0", "transformers>=5.23,<6", "safetensors>=0.5", "peft>=0.21,<0.22", "accelerate>=1.15,<2"),
             *("pyyaml>=6", "jsonschema>=4", "kubernetes-validate>=1.37"),
             *SPEECH,
+            *SERVE,
+            *("openai>=3,<4", "httpx>=0.28,<1"),
         ],
         # Sound: files, resampling, and espeak-ng's voices for the demo (GPL; used at run time, never copied).
         "speech": SPEECH,
         "torch": ["torch>=2.6", "transformers>=5.23,<6", "safetensors>=0.5"],
+        "serve": SERVE,
         "launch": ["pyyaml>=6"],
         # Compilers for TPUs and GPUs. Neither needs the hardware, nor the second NVIDIA's libraries.
         "plan": [f"jax[tpu,cuda13-local]{JAX}"],

@@ -144,6 +144,19 @@ def _generate_arguments(parser):
     _process_arguments(parser)
 
 
+def _serve(args) -> int:
+    from kosmos_jax.serving.command import serve
+
+    return serve(args)
+
+
+def _serve_arguments(parser):
+    from kosmos_jax.serving.command import add_arguments
+
+    add_arguments(parser)
+    _int8_argument(parser)
+
+
 def _evaluate(args) -> int:
     from kosmos_jax.evaluation.command import evaluate
 
@@ -253,6 +266,7 @@ VERBS = {
     "train": Verb("train a model, or resume a run that was stopped", _train_arguments, _train, has_config=True),
     "report": Verb("print where the time of a run went", _report_arguments, _report),
     "generate": Verb("continue prompts of text and media", _generate_arguments, _generate, has_config=True),
+    "serve": Verb("answer prompts over HTTP, as OpenAI's API does", _serve_arguments, _serve, has_config=True),
     "eval": Verb("measure a checkpoint on held-out data", _evaluate_arguments, _evaluate, has_config=True),
     "export": Verb("write a checkpoint for PyTorch", _export_arguments, _export),
     "verify": Verb("check that a checkpoint is what was written", _verify_arguments, _verify),

@@ -68,7 +68,7 @@ def test_a_traceback_is_shown_when_asked_for():
         (["train", "--config", "a"], "required: --workdir"),
         (["train", "--config", "a", "--workdir", "b", "c"], "unrecognized arguments: c"),
         (["train", "--config.training.steps"], "write --config.training.steps=VALUE"),
-        (["generate", "--config.training.steps=5"], "this verb has no config"),
+        (["report", "--config.training.steps=5"], "this verb has no config"),
         (["generate", "--max_new_tokens=5"], "did you mean --max-new-tokens?"),
         (["generate", "--checkpoint=a", "--prompt=b", "--beams=two"], "invalid int value: 'two'"),
         (["eval", "--checkpoint=a", "--split=tset"], "invalid choice: 'tset'"),
@@ -102,15 +102,9 @@ def test_generate_has_the_documented_defaults():
     assert args == dict(
         verb="generate",
         checkpoint="c",
-        max_new_tokens=64,
-        beams=1,
-        temperature=0.0,
-        top_k=0,
-        top_p=1.0,
-        length_penalty=1.0,
-        stop=[],
-        seed=0,
-        json=False,
+        **dict(prompts="", out="", max_new_tokens=64, n=1, beams=1, temperature=0.0, top_k=0, top_p=1.0, min_p=0.0),
+        **dict(repetition_penalty=1.0, no_repeat_ngram=0, choice=None, length_penalty=1.0, stop=[], seed=0),
+        **dict(json=False, int8=[], coordinator="", processes=0, process_id=-1),
     )
 
 

@@ -219,8 +219,8 @@ def during_training(split: str = "validation"):
         nonlocal generator
         from kosmos_jax.inference.generator import Generator
 
-        mesh = next(iter(params.values())).sharding.mesh
-        if mesh.size == 1:  # without it, so that `kosmos eval` finds the programs that are compiled here
+        mesh = getattr(next(iter(params.values())).sharding, "mesh", None)
+        if mesh and mesh.size == 1:  # without it, so that `kosmos eval` finds the programs that are compiled here
             mesh, params = None, {path: leaf.addressable_data(0) for path, leaf in params.items()}
         if generator is None:
             generator = Generator(config.model, params, tokenizer, mesh=mesh)

@@ -113,6 +113,8 @@ class Engine:
     Attributes:
       allowed: ids that may be generated at all.
       waiting: requests that are not being read yet, first come first.
+      longest: tokens of the longest slot, where slots are fixed, or of the longest text that the model can have.
+      written: tokens that were written so far.
     """
 
     def __init__(
@@ -144,7 +146,7 @@ class Engine:
         self._pools = {key: Pool(*key) for key in sorted(pools or ())}
         counts, found = COUNTS[2:3] if pools else COUNTS, tokenizer.modalities
         longest = max(length for length, _ in pools) if pools else min(2048, self._most)
-        blocks = longest // chunk
+        self.longest, self.written, blocks = longest if pools else self._most, 0, longest // chunk
         vectors = max(1, sum(PLACES * modality.tokens for modality in found))
         shapes = dict(vectors=vectors, chunk=chunk, steps=steps, blocks=blocks)
         self.device = Device(config, params, eos=tokenizer.eos, mesh=mesh, int8=int8, **shapes)
@@ -198,6 +200,15 @@ class Engine:
                 device.jump(pool.key, 0, np.zeros(JUMP, np.int32), 1)
                 device.rebias(pool.key, 0, self._bias(Options()))
         self.release()
+
+    @property
+    def pools(self) -> list[tuple[int, int]]:
+        """The kinds of slots that there are, by (length, branches)."""
+        return list(self._pools)
+
+    def taken(self, pool: tuple[int, int]) -> int:
+        """How many slots of a kind are taken."""
+        return len(self._pools[pool].live)
 
     @property
     def busy(self) -> bool:
@@ -326,7 +337,7 @@ class Engine:
         ends = np.full(1 + MOST_STOP_IDS, -1, np.int32)
         ids = [*([] if options.ignore_eos else [self.tokenizer.eos]), *options.stop_ids]
         ends[: len(ids)] = ids
-        seed = self._random.integers(-(2**63), 2**63) if options.seed is None else int(options.seed)
+        seed = int(self._random.integers(2**63) if options.seed is None else options.seed)
         return Rules(
             bias_BV=self._bias(options, node),
             ends_BE=ends,
@@ -372,6 +383,7 @@ class Engine:
         budget = [-1 if job is None else job.budget for job in pool.jobs]
         hurry = any(isinstance(request, Generation) and request.pool == pool.key for request in self.waiting)
         told = self.device.decode(pool.key, np.array(budget, np.int32), hurry)
+        self.written += int((told.tokens_KBW >= 0).sum())
         for b, request in pool.live:
             if not request.admitted:
                 continue

@@ -160,6 +160,11 @@ def test_a_choice_is_one_of_the_texts_and_the_model_decides_where_they_part(gene
     assert generator.generate("The digit is", choice=["seven"]) == "seven"
 
 
+def test_without_a_seed_each_text_is_another(generator):
+    options = dict(max_new_tokens=12, temperature=3.0, seed=None)
+    assert len({generator.generate("The digit is", **options) for _ in range(4)}) == 4
+
+
 def test_continuations_of_one_prompt_are_scored_side_by_side_as_each_alone(generator, reference, images, tokenizer):
     prompts = [[images[0], "plus", images[1]], "The digit is"]
     texts = [["seven", "four, and", "three", "w"] * 12, ["four"]]

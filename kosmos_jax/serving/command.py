@@ -1,0 +1,92 @@
+"""`kosmos serve`."""
+
+import logging
+import os
+import re
+from pathlib import Path
+
+from kosmos_jax.errors import UserError
+from kosmos_jax.serving import media
+from kosmos_jax.serving.chat import TEMPLATES
+
+log = logging.getLogger(__name__)
+KEY = "KOSMOS_API_KEY"
+DRAIN_SECONDS = 30
+DEFAULT_SLOTS = "256x8,768x4,768x2x4"
+
+
+def add_arguments(parser):
+    add = parser.add_argument
+    add("--checkpoint", required=True, metavar="DIR", help="a workdir, its checkpoints/, or one step's folder")
+    add("--host", default="127.0.0.1", help="address to listen on; default: 127.0.0.1, this machine alone")
+    add("--port", type=int, default=8000, metavar="N", help="default: 8000")
+    add("--name", default="", help="of the model; default: the config's")
+    add(
+        "--slots",
+        default=DEFAULT_SLOTS,
+        metavar="LxN[xW],...",
+        help=f"N slots of L tokens, with W branches for beams and n; default: {DEFAULT_SLOTS}",
+    )
+    add("--queue", type=int, default=256, metavar="N", help="requests at the same time, at most; default: 256")
+    add("--template", default="base", choices=sorted(TEMPLATES), help="of dialogues; default: base")
+    add("--api-key", default="", metavar="KEY", help=f"that requests must have; default: the variable {KEY}, or none")
+    add(
+        "--allow-host", action="append", default=[], metavar="NAME", help="fetch images from this host; may be repeated"
+    )
+    add("--max-items", type=int, default=32, metavar="N", help="items of media in a request; default: 32")
+
+
+def pools_of(text: str) -> dict[tuple[int, int], int]:
+    """--slots: "256x8,768x2x4" -> {(256, 1): 8, (768, 4): 2}.
+
+    Raises:
+      UserError: it is written otherwise.
+    """
+    pools = {}
+    for part in text.split(","):
+        if not re.fullmatch(r"[1-9]\d*x[1-9]\d*(x[1-9]\d*)?", part):
+            raise UserError(f"--slots {text}: write LENGTHxSLOTS or LENGTHxSLOTSxBRANCHES, such as {DEFAULT_SLOTS}")
+        length, slots, *branches = map(int, part.split("x"))
+        pools[length, branches[0] if branches else 1] = slots
+    return pools
+
+
+def serve(args) -> int:
+    """Serves a checkpoint until SIGTERM or SIGINT.
+
+    Raises:
+      UserError: no checkpoint, or an impossible option; or a package is missing.
+    """
+    try:
+        import uvicorn
+
+        from kosmos_jax.serving.app import Server
+        from kosmos_jax.serving.metrics import Metrics
+        from kosmos_jax.serving.worker import Worker
+    except ImportError as error:
+        raise UserError(f"{error.name} is not installed; pip install 'kosmos_jax[serve]'") from error
+    from kosmos_jax.inference import load
+    from kosmos_jax.inference.command import mesh_of
+
+    pools = pools_of(args.slots)
+    generator = load(args.checkpoint, mesh_of(args.overrides), pools=pools, pieces=2, int8=args.int8)
+    metrics = Metrics()
+    worker = Worker(generator, args.queue, metrics.first_token)
+    metrics.watch(worker)
+    limits = media.Limits(items=args.max_items, hosts=frozenset(args.allow_host))
+    name = args.name or Path(args.checkpoint).resolve().name
+    server = Server(worker, metrics, name, args.template, limits, args.api_key or os.environ.get(KEY, ""))
+    settings = dict(host=args.host, port=args.port, log_level="warning", timeout_graceful_shutdown=DRAIN_SECONDS)
+    http = uvicorn.Server(uvicorn.Config(server.app, **settings))
+    worker.start()
+    log.info("%s at http://%s:%d", name, args.host, args.port)
+    previous = http.handle_exit
+
+    def leave(number, frame):
+        worker.close()  # new requests get 503, those that are there go on
+        previous(number, frame)
+
+    http.handle_exit = leave
+    http.run()
+    worker.stop(DRAIN_SECONDS)
+    return 0 if not worker.failure else 1

@@ -1,0 +1,196 @@
+"""The thread that owns the engine, and how handlers of requests wait for it."""
+
+import asyncio
+import dataclasses
+import logging
+import queue
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+
+from kosmos_jax.errors import UserError
+from kosmos_jax.inference.options import Completion
+
+log = logging.getLogger(__name__)
+
+
+class Full(Exception):
+    """So many requests wait that one more is not taken."""
+
+
+class Closing(Exception):
+    """The server takes no more requests."""
+
+
+class Failed(Exception):
+    """The engine came to an end by an error."""
+
+
+class Job:
+    """One request of the engine, as its handler sees it.
+
+    Attributes:
+      queued, first, tokens: when it came, when its first token did (in seconds, None before), and how many it has.
+    """
+
+    def __init__(self, start: Callable):
+        """Args: start: engine -> its request; called in the engine's thread."""
+        self.start, self.request = start, None
+        self.queued, self.first, self.tokens = time.monotonic(), None, 0
+        self._loop, self._news = asyncio.get_running_loop(), asyncio.Queue()
+
+    def tell(self, news):
+        """Hands something to the handler, from any thread."""
+        self._loop.call_soon_threadsafe(self._news.put_nowait, news)
+
+    async def news(self):
+        """What was told next.
+
+        Raises:
+          Exception: that was told.
+        """
+        found = await self._news.get()
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+
+class Worker:
+    """Runs an engine in a thread of its own.
+
+    Attributes:
+      most: requests that may be there at the same time.
+      ready: whether all is compiled.
+      failure: the error that ended the engine, or None.
+    """
+
+    def __init__(self, generator, most: int, on_first: Callable = lambda job: None):
+        """Args: most: requests that are there at the same time. on_first: told of a job's first token."""
+        self.generator, self.engine, self.most, self._on_first = generator, generator.engine, most, on_first
+        self.ready, self.failure, self._closing = False, None, False
+        self._orders, self._jobs = queue.SimpleQueue(), []
+        self._count, self._lock = 0, threading.Lock()
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+
+    def start(self):
+        self._thread.start()
+
+    @property
+    def count(self) -> int:
+        """Requests that are there."""
+        return self._count
+
+    def close(self):
+        """Takes no more requests; those that are there go on."""
+        self._closing = True
+
+    def stop(self, seconds: float):
+        """Ends the thread, after the requests that are there or so many seconds."""
+        self.close()
+        end = time.monotonic() + seconds
+        while self._count and time.monotonic() < end and not self.failure:
+            time.sleep(0.05)
+        self._orders.put(None)
+        self._thread.join(5)
+
+    async def run(self, start: Callable) -> AsyncIterator:
+        """The states of a request: what `snapshot` says after each turn of the engine that changed it.
+
+        Leaving the iterator early cancels the request.
+
+        Args:
+          start: engine -> its request; UserError for one that cannot be.
+
+        Raises:
+          Full, Closing, Failed: it was not taken, or cannot be finished.
+          UserError: of `start`.
+        """
+        if self.failure:
+            raise Failed(self.failure)
+        if self._closing:
+            raise Closing
+        with self._lock:
+            if self._count >= self.most:
+                raise Full
+            self._count += 1
+        job = Job(start)
+        self._orders.put(job)
+        try:
+            while True:
+                done, state = await job.news()
+                yield state
+                if done:
+                    return
+        finally:
+            self._orders.put((job, "cancel"))
+
+    def _run(self):
+        try:
+            self.engine.warm_up()
+            self.ready = True
+            while self._orders_done():
+                if self.engine.busy:
+                    self.engine.step()
+                    self._tell()
+        except Exception as error:  # whatever it is, nobody may wait for it for ever
+            log.exception("the engine failed")
+            self.failure = f"{type(error).__name__}: {error}"
+            for job in self._jobs:
+                job.tell(Failed(self.failure))
+            while True:
+                order = self._orders.get()
+                if isinstance(order, Job):
+                    order.tell(Failed(self.failure))
+
+    def _orders_done(self) -> bool:
+        """Does what was asked since the last turn; waits for something where there is nothing to do."""
+        while True:
+            try:
+                order = self._orders.get(block=not self.engine.busy)
+            except queue.Empty:
+                return True
+            if order is None:
+                return False
+            if isinstance(order, Job):
+                try:
+                    order.request = order.start(self.engine)
+                    self._jobs.append(order)
+                except UserError as error:
+                    order.tell(error)
+                if order.request is not None and order.request.done:
+                    self._tell()
+            else:
+                self._leave(order[0])
+
+    def _leave(self, job: Job):
+        if job.request is not None and not job.request.done:
+            self.engine.cancel(job.request)
+        if job in self._jobs:
+            self._jobs.remove(job)
+        with self._lock:
+            self._count -= 1
+
+    def _tell(self):
+        for job in list(self._jobs):
+            state, tokens = snapshot(job.request)
+            if tokens != job.tokens or job.request.done:
+                if job.first is None:
+                    job.first = time.monotonic()
+                    self._on_first(job)
+                job.tokens = tokens
+                job.tell((job.request.done, state))
+            if job.request.done:
+                self._jobs.remove(job)
+
+
+def snapshot(request) -> tuple[list, int]:
+    """The completions, or scores, of a request as they are now, and their tokens."""
+    if not hasattr(request, "completions"):
+        return list(request.scores), len(request.scores)
+    copies = [_copied(completion) for completion in request.completions]
+    return copies, sum(len(copy.tokens) for copy in copies)
+
+
+def _copied(completion: Completion) -> Completion:
+    lists = {name: list(value) for name, value in vars(completion).items() if isinstance(value, list)}
+    return dataclasses.replace(completion, **lists)

@@ -1,0 +1,289 @@
+"""The server as its clients see it."""
+
+import json
+import socket
+import time
+
+import httpx
+import openai
+import pytest
+
+from kosmos_jax.inference.options import Options
+from tests.serving.conftest import as_url, started
+
+
+def post(server, path, **body):
+    return httpx.post(server.url + path, json=body, timeout=60)
+
+
+def idle(server, seconds=10):
+    """Whether all slots are free and nobody waits, within some seconds."""
+    end, engine = time.monotonic() + seconds, server.worker.engine
+    while time.monotonic() < end:
+        if not engine.busy and not any(map(engine.taken, engine.pools)) and server.worker.count == 0:
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def test_a_completion_is_what_the_generator_writes(client, generator):
+    found = client.completions.create(model="tiny", prompt="The digit is", max_tokens=9, temperature=0)
+    (choice,) = found.choices
+    assert choice.text == generator.generate("The digit is", max_new_tokens=9)
+    assert found.usage.completion_tokens == 9 and choice.finish_reason == "length"
+    several = client.completions.create(
+        model="tiny", prompt=["The digit is", "plus"], max_tokens=5, temperature=0.9, seed=4, n=2
+    )
+    assert [choice.index for choice in several.choices] == [0, 1, 2, 3]
+    for i, prompt in enumerate(["The digit is", "plus"]):
+        expected = generator.generate(prompt, max_new_tokens=5, temperature=0.9, seed=4, n=2)
+        assert [choice.text for choice in several.choices[2 * i : 2 * i + 2]] == expected
+
+
+def test_images_and_texts_of_a_message_are_read_in_order(client, generator, pictures):
+    one, two = pictures
+    image = lambda picture: dict(type="image_url", image_url=dict(url=as_url(picture)))  # noqa: E731
+    text = lambda words: dict(type="text", text=words)  # noqa: E731
+    content = [text("see <image> "), image(one), text(" plus "), image(two), text(" equals")]
+    found = client.chat.completions.create(
+        model="tiny", messages=[dict(role="user", content=content)], max_tokens=6, temperature=0
+    )
+    expected = generator.generate(["see <image> ", one, " plus ", two, " equals"], max_new_tokens=6)
+    assert found.choices[0].message.content == expected
+    swapped = [content[0], content[3], content[2], content[1], content[4]]
+    logprobs = dict(logprobs=True, top_logprobs=3, max_completion_tokens=2, temperature=0, model="tiny")
+    a, b = (
+        client.chat.completions.create(messages=[dict(role="user", content=c)], **logprobs) for c in (content, swapped)
+    )
+    assert a.choices[0].logprobs.content[0].logprob != b.choices[0].logprobs.content[0].logprob
+
+
+def test_a_stream_has_the_same_text_and_log_probabilities_and_its_usage(client):
+    asked = dict(model="tiny", prompt="The digit is", max_tokens=20, temperature=2.0, seed=7, logprobs=2)
+    whole = client.completions.create(**asked)
+    chunks = list(client.completions.create(**asked, stream=True, stream_options=dict(include_usage=True)))
+    assert "".join(chunk.choices[0].text for chunk in chunks if chunk.choices) == whole.choices[0].text
+    told = [value for chunk in chunks if chunk.choices for value in chunk.choices[0].logprobs.token_logprobs]
+    assert told == whole.choices[0].logprobs.token_logprobs
+    assert chunks[-1].usage == whole.usage and chunks[-1].choices == []
+    assert len([chunk for chunk in chunks if chunk.choices]) > 2
+    messages = [dict(role="user", content="The digit is")]
+    asked = dict(model="tiny", messages=messages, max_tokens=20, temperature=2.0, seed=7, n=2)
+    whole = client.chat.completions.create(**asked)
+    texts = ["", ""]
+    for chunk in client.chat.completions.create(**asked, stream=True):
+        for choice in chunk.choices:
+            texts[choice.index] += choice.delta.content or ""
+    assert texts == [choice.message.content for choice in whole.choices]
+
+
+def test_a_stop_string_never_leaks_into_a_stream(client):
+    asked = dict(model="tiny", prompt="The digit is", max_tokens=30, temperature=3.0, seed=4)
+    whole = client.completions.create(**asked).choices[0].text
+    stop = whole[len(whole) // 2 :][:3]
+    chunks = list(client.completions.create(**asked, stop=[stop, "never"], stream=True))
+    assert "".join(chunk.choices[0].text for chunk in chunks) == whole.partition(stop)[0]
+    assert chunks[-1].choices[0].finish_reason == "stop"
+    with_it = client.completions.create(**asked, stop=stop, extra_body=dict(include_stop_str_in_output=True))
+    assert with_it.choices[0].text == whole.partition(stop)[0] + stop
+
+
+def test_echo_tells_each_token_of_the_prompt_once(server, generator, tokenizer):
+    ids = [*tokenizer.encode("The digit is seven"), tokenizer.eos]
+    body = dict(model="tiny", prompt=[ids], echo=True, logprobs=1, max_tokens=1, temperature=0)
+    told = post(server, "/v1/completions", **body).json()["choices"][0]["logprobs"]
+    assert len(told["tokens"]) == len(told["token_logprobs"]) == len(told["top_logprobs"]) == len(ids) + 1
+    assert told["token_logprobs"][0] is None and told["tokens"][len(ids) - 1] == "</s>"
+    expected = generator.score_each([""], [[ids]])[0][0].logprobs
+    assert told["token_logprobs"][1:-1] == pytest.approx(expected[1:], abs=1e-5)
+    for word, value, top in list(zip(told["tokens"], told["token_logprobs"], told["top_logprobs"], strict=True))[1:]:
+        assert top[word] == value
+    zero = post(server, "/v1/completions", **body | dict(max_tokens=0)).json()["choices"][0]
+    assert len(zero["logprobs"]["tokens"]) == len(ids)
+
+
+def test_options_of_vllm_do_what_they_say(server, generator, tokenizer):
+    body = dict(model="tiny", prompt="The digit is", max_tokens=6)
+    found = post(server, "/v1/completions", **body, use_beam_search=True, n=3, length_penalty=0.5).json()["choices"]
+    expected = generator.complete(["The digit is"], max_new_tokens=6, beams=3, n=3, length_penalty=0.5)[0]
+    assert [choice["text"] for choice in found] == [completion.text for completion in expected]
+    choice = dict(structured_outputs=dict(choice=["seven", "four"]), temperature=0)
+    assert post(server, "/v1/completions", **body, **choice).json()["choices"][0]["text"] in ("seven", "four")
+    allowed = post(server, "/v1/completions", **body, allowed_token_ids=[9, 20], logprobs=5, return_token_ids=True)
+    assert set(allowed.json()["choices"][0]["token_ids"]) <= {9, 20}
+    json.loads(allowed.text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    biased = dict(logit_bias={"20": 100.0}, temperature=0, return_token_ids=True)
+    assert set(post(server, "/v1/completions", **body, **biased).json()["choices"][0]["token_ids"]) == {20}
+
+
+@pytest.mark.parametrize(
+    "path, change, status, words",
+    [
+        ("completions", dict(prompt=None), 400, "prompt must be a text"),
+        ("completions", dict(prompt=[[10**6]]), 400, "has the id 1000000"),
+        ("completions", dict(max_tokens=0), 400, "max_tokens must be"),
+        ("completions", dict(max_tokens=500), 400, "more than any slot"),
+        ("completions", dict(temperature=-1), 400, "temperature is -1"),
+        ("completions", dict(temperature="hot"), 400, "temperature is 'hot'"),
+        ("completions", dict(logprobs=99), 400, "top_logprobs is 99"),
+        ("completions", dict(guided_choice=["a"]), 400, "guided_choice is not known"),
+        ("completions", dict(structured_outputs=dict(json="{}")), 400, "structured_outputs knows choice alone"),
+        ("completions", dict(response_format=dict(type="json_object")), 400, "response_format is not supported"),
+        ("completions", dict(frequency_penalty=1), 400, "frequency_penalty is not supported"),
+        ("completions", dict(model="other"), 404, "there is no model 'other'"),
+        ("completions", dict(n=9), 400, "9 branches"),
+        ("completions", dict(stop=3), 400, "stop is 3"),
+        ("chat/completions", dict(messages=[]), 400, "messages must be a list"),
+        ("chat/completions", dict(messages=[dict(role="tool", content="x")]), 400, "role is 'tool'"),
+        ("chat/completions", dict(tools=[dict(type="function")]), 400, "tools is not supported"),
+        ("chat/completions", dict(messages=[dict(role="user", content=[dict(type="video")])]), 400, "'video'"),
+    ],
+)
+def test_what_cannot_be_answered_is_told(server, path, change, status, words):
+    body = dict(model="tiny", max_tokens=4)
+    body |= dict(prompt="x") if path == "completions" else dict(messages=[dict(role="user", content="x")])
+    answer = post(server, f"/v1/{path}", **body | change)
+    assert answer.status_code == status and words in answer.json()["error"]["message"], answer.text
+
+
+@pytest.mark.parametrize(
+    "url, words",
+    [
+        ("data:image/png;base64,!!!", "no base64"),
+        ("data:image/png;base64,AAAA", "no image format"),
+        ("data:text/html;base64,AAAA", "begins with data:image/"),
+        ("https://example.org/a.png", "fetches no image"),
+        ("file:///etc/passwd", "fetches no image"),
+        (7, "must be a text"),
+    ],
+)
+def test_an_image_that_cannot_be_read_is_told_without_its_bytes(server, url, words):
+    content = [dict(type="image_url", image_url=dict(url=url))]
+    answer = post(server, "/v1/chat/completions", messages=[dict(role="user", content=content)])
+    assert answer.status_code == 400 and words in answer.json()["error"]["message"], answer.text
+
+
+def test_a_huge_image_is_refused_before_it_is_decoded(server):
+    import io
+
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.new("1", (12_000, 12_000)).save(file, "PNG")
+    import base64
+
+    url = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+    content = [dict(type="image_url", image_url=dict(url=url))]
+    answer = post(server, "/v1/chat/completions", messages=[dict(role="user", content=content)])
+    assert answer.status_code == 400 and "12000 x 12000 pixels" in answer.json()["error"]["message"]
+    assert httpx.get(f"{server.url}/health").status_code == 200
+
+
+def test_a_body_that_is_too_large_is_refused(server):
+    answer = httpx.post(f"{server.url}/v1/completions", content=b"x" * (33 * 2**20), timeout=60)
+    assert answer.status_code == 413
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_goes_away_frees_its_slot(server, stream):
+    asked = dict(model="tiny", prompt="x", max_tokens=120, temperature=1, ignore_eos=True, stream=stream, n=1)
+    body = json.dumps(asked).encode()
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    for _ in range(8):
+        sock = socket.create_connection(("127.0.0.1", server.port))
+        sock.sendall(head + body)
+        if stream:
+            sock.recv(10)
+        sock.close()
+    assert idle(server)
+
+
+def test_more_requests_than_wait_are_told_to_come_again(make_generator):
+    running = started(make_generator(), most=1)
+    try:
+        queued = running.worker
+        body = dict(prompt="x", max_tokens=100, ignore_eos=True, model="tiny")
+        with queued._lock:
+            queued._count += 1  # somebody is there
+        answer = post(running, "/v1/completions", **body)
+        assert answer.status_code == 429 and answer.headers["retry-after"] == "1"
+        with queued._lock:
+            queued._count -= 1
+        assert post(running, "/v1/completions", **body).status_code == 200
+    finally:
+        running.stop()
+
+
+def test_a_key_is_asked_for(make_generator):
+    running = started(make_generator(), key="secret")
+    try:
+        client = openai.OpenAI(base_url=f"{running.url}/v1", api_key="secret", max_retries=0)
+        assert client.models.list().data[0].id == "tiny"
+        with pytest.raises(openai.AuthenticationError):
+            openai.OpenAI(base_url=f"{running.url}/v1", api_key="wrong", max_retries=0).models.list()
+        assert httpx.get(f"{running.url}/metrics").status_code == 401
+        assert httpx.get(f"{running.url}/health").status_code == 200
+    finally:
+        running.stop()
+
+
+def test_an_engine_that_fails_answers_and_says_so(make_generator):
+    running = started(make_generator())
+    try:
+        running.worker.engine.device.decode = lambda *_: 1 / 0
+        answer = post(running, "/v1/completions", prompt="x", max_tokens=4, model="tiny")
+        assert answer.status_code == 500 and "ZeroDivisionError" in answer.json()["error"]["message"]
+        assert httpx.get(f"{running.url}/health").status_code == 500
+        assert post(running, "/v1/completions", prompt="x", model="tiny").status_code == 500
+    finally:
+        running.stop()
+
+
+def test_a_server_that_closes_finishes_what_it_has(make_generator):
+    import threading
+
+    running = started(make_generator())
+    answers = []
+    body = dict(prompt="x", max_tokens=100, ignore_eos=True, model="tiny", temperature=0)
+    thread = threading.Thread(target=lambda: answers.append(post(running, "/v1/completions", **body)))
+    thread.start()
+    while not running.worker.count:
+        time.sleep(0.001)
+    running.worker.close()
+    assert post(running, "/v1/completions", **body).status_code == 503
+    thread.join(30)
+    assert answers[0].status_code == 200 and answers[0].json()["usage"]["completion_tokens"] == 100
+    running.stop()
+
+
+def test_tokens_models_and_metrics(server, tokenizer, client):
+    tokens = post(server, "/tokenize", prompt="The digit is").json()["tokens"]
+    assert tokens == [tokenizer.bos, *tokenizer.encode("The digit is")]
+    assert post(server, "/detokenize", tokens=tokens).json()["prompt"] == "The digit is"
+    info = httpx.get(f"{server.url}/tokenizer_info").json()
+    assert (info["bos_token"], info["eos_token"], info["pad_token"]) == ("<s>", "</s>", "<pad>")
+    assert client.models.list().data[0].id == "tiny"
+    text = httpx.get(f"{server.url}/metrics").text
+    assert 'kosmos_slots_taken{branches="1",length="128"} 0.0' in text and "kosmos_first_token_seconds_count" in text
+    answer = client.responses.create(model="tiny", input="The digit is", max_output_tokens=5, temperature=0)
+    assert answer.output_text and answer.usage.output_tokens == 5
+    assert httpx.get(f"{server.url}/").status_code == 200
+
+
+def test_seeded_requests_are_reproducible_beside_unseeded_ones(client):
+    asked = dict(model="tiny", prompt="The digit is", max_tokens=12, temperature=2.0)
+    first = client.completions.create(**asked, seed=2**40).choices[0].text
+    free = {client.completions.create(**asked).choices[0].text for _ in range(4)}
+    assert len(free) > 1
+    assert client.completions.create(**asked, seed=2**40).choices[0].text == first
+
+
+def test_slots_are_written_as_lengths_and_counts():
+    from kosmos_jax.errors import UserError
+    from kosmos_jax.serving.command import pools_of
+
+    assert pools_of("256x8,768x2x4") == {(256, 1): 8, (768, 4): 2}
+    for wrong in ("", "256", "256x0", "ax2", "256x8,", "256x8x2x2"):
+        with pytest.raises(UserError, match="write LENGTHxSLOTS"):
+            pools_of(wrong)
+    assert Options().branches == 1
