@@ -103,6 +103,7 @@ const percent = (logprob) => `${(100 * Math.exp(logprob)).toFixed(1)}%`;
 
 function show(line, choice) {
   const told = choice.logprobs?.content ?? [];
+  if (!choice.delta.content && !told.length) return;
   const span = document.createElement("span");
   span.textContent = choice.delta.content ?? "";
   span.title = told.map((t) => [`${t.token} ${percent(t.logprob)}`,
