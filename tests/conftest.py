@@ -17,7 +17,7 @@ for name, value in (("compilation_cache_dir", _programs.name), ("persistent_cach
 
 
 # Packages whose tests take their time to compile, and whose claims hold without optimisation too.
-QUICK_COMPILATION = ("evaluation", "inference", "interop", "tests", "training")
+QUICK_COMPILATION = ("evaluation", "inference", "interop", "serving", "tests", "training")
 
 
 @pytest.fixture(scope="module", autouse=True)

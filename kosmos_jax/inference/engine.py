@@ -270,6 +270,12 @@ class Engine:
         for pool in self._pools.values():
             pool.jobs = [None if job is request else job for job in pool.jobs]
 
+    def cancel_all(self):
+        """Ends every request, such as after an error in the middle of a turn."""
+        current = [self._current[0]] if self._current else []
+        for request in [*self.waiting, *current, *(job for pool in self._pools.values() for _, job in pool.live)]:
+            self.cancel(request)
+
     def step(self):
         """One turn: reads pieces of prompts, then every pool writes."""
         writing = any(pool.live for pool in self._pools.values())

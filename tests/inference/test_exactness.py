@@ -55,7 +55,7 @@ def run(engine, requests, draw):
     return [request.completions for request in queued]
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_any_traffic_gives_each_request_the_bits_that_it_gets_alone(fixed, tokenizer, seed):
     draw, engine = random.Random(seed), fixed.engine
     images = list(np.random.default_rng(7).integers(0, 256, (6, 24, 20, 3), np.uint8))

@@ -59,6 +59,12 @@ def make_generator(config, params, tokenizer):  # noqa: F811
 
 
 @pytest.fixture(scope="session")
+def spare(make_generator):
+    """A generator for servers that a test starts for itself, one after another: what is compiled stays."""
+    return make_generator()
+
+
+@pytest.fixture(scope="session")
 def server(make_generator):
     running = started(make_generator())
     yield running

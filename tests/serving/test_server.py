@@ -1,14 +1,19 @@
 """The server as its clients see it."""
 
+import base64
+import io
 import json
 import socket
+import threading
 import time
 
 import httpx
 import openai
 import pytest
+from PIL import Image
 
-from kosmos_jax.inference.options import Options
+from kosmos_jax.errors import UserError
+from kosmos_jax.serving.command import pools_of
 from tests.serving.conftest import as_url, started
 
 
@@ -164,14 +169,8 @@ def test_an_image_that_cannot_be_read_is_told_without_its_bytes(server, url, wor
 
 
 def test_a_huge_image_is_refused_before_it_is_decoded(server):
-    import io
-
-    from PIL import Image
-
     file = io.BytesIO()
     Image.new("1", (12_000, 12_000)).save(file, "PNG")
-    import base64
-
     url = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
     content = [dict(type="image_url", image_url=dict(url=url))]
     answer = post(server, "/v1/chat/completions", messages=[dict(role="user", content=content)])
@@ -198,8 +197,8 @@ def test_a_client_that_goes_away_frees_its_slot(server, stream):
     assert idle(server)
 
 
-def test_more_requests_than_wait_are_told_to_come_again(make_generator):
-    running = started(make_generator(), most=1)
+def test_more_requests_than_wait_are_told_to_come_again(spare):
+    running = started(spare, most=1)
     try:
         queued = running.worker
         body = dict(prompt="x", max_tokens=100, ignore_eos=True, model="tiny")
@@ -214,8 +213,8 @@ def test_more_requests_than_wait_are_told_to_come_again(make_generator):
         running.stop()
 
 
-def test_a_key_is_asked_for(make_generator):
-    running = started(make_generator(), key="secret")
+def test_a_key_is_asked_for(spare):
+    running = started(spare, key="secret")
     try:
         client = openai.OpenAI(base_url=f"{running.url}/v1", api_key="secret", max_retries=0)
         assert client.models.list().data[0].id == "tiny"
@@ -227,22 +226,21 @@ def test_a_key_is_asked_for(make_generator):
         running.stop()
 
 
-def test_an_engine_that_fails_answers_and_says_so(make_generator):
-    running = started(make_generator())
+def test_an_engine_that_fails_answers_and_says_so(spare, monkeypatch):
+    running = started(spare)
     try:
-        running.worker.engine.device.decode = lambda *_: 1 / 0
+        monkeypatch.setattr(spare.engine.device, "decode", lambda *_: 1 / 0)
         answer = post(running, "/v1/completions", prompt="x", max_tokens=4, model="tiny")
         assert answer.status_code == 500 and "ZeroDivisionError" in answer.json()["error"]["message"]
         assert httpx.get(f"{running.url}/health").status_code == 500
         assert post(running, "/v1/completions", prompt="x", model="tiny").status_code == 500
     finally:
         running.stop()
+        spare.engine.cancel_all()
 
 
-def test_a_server_that_closes_finishes_what_it_has(make_generator):
-    import threading
-
-    running = started(make_generator())
+def test_a_server_that_closes_finishes_what_it_has(spare):
+    running = started(spare)
     answers = []
     body = dict(prompt="x", max_tokens=100, ignore_eos=True, model="tiny", temperature=0)
     thread = threading.Thread(target=lambda: answers.append(post(running, "/v1/completions", **body)))
@@ -279,11 +277,7 @@ def test_seeded_requests_are_reproducible_beside_unseeded_ones(client):
 
 
 def test_slots_are_written_as_lengths_and_counts():
-    from kosmos_jax.errors import UserError
-    from kosmos_jax.serving.command import pools_of
-
     assert pools_of("256x8,768x2x4") == {(256, 1): 8, (768, 4): 2}
     for wrong in ("", "256", "256x0", "ax2", "256x8,", "256x8x2x2"):
         with pytest.raises(UserError, match="write LENGTHxSLOTS"):
             pools_of(wrong)
-    assert Options().branches == 1
