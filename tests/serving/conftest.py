@@ -1,4 +1,7 @@
-"""A real server with a tiny model of random weights, on a port of this machine."""
+"""A real server with a tiny model of random weights, on a port of this machine.
+
+Servers belong to a module, not to the session: how programs are compiled is set for each module.
+"""
 
 import base64
 import io
@@ -58,20 +61,20 @@ def make_generator(config, params, tokenizer):  # noqa: F811
     return lambda: Generator(config, params, tokenizer, pools=POOLS, chunk=16, steps=4, pieces=2)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def spare(make_generator):
     """A generator for servers that a test starts for itself, one after another: what is compiled stays."""
     return make_generator()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def server(make_generator):
     running = started(make_generator())
     yield running
     running.stop()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def generator(make_generator):
     """The same model without a server: what the answers have to be."""
     return make_generator()
