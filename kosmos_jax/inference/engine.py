@@ -6,18 +6,18 @@ one dispatch. So requests enter and leave at every turn, and a long prompt does 
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 
 from data_pipeline.documents import Document, Text
 from kosmos_jax.errors import UserError
-from kosmos_jax.inference import text, trie
+from kosmos_jax.inference import trie
 from kosmos_jax.inference.device import JUMP, Device
-from kosmos_jax.inference.options import INT32, MOST_BRANCHES, MOST_STOP_IDS, Completion, Options, Score
+from kosmos_jax.inference.options import MOST_BRANCHES, Completion, Options, Score
 from kosmos_jax.inference.prompts import EncodedPrompt, power_of_two
 from kosmos_jax.inference.reading import Item, Reader, items_of, piece
-from kosmos_jax.inference.slots import Rules
+from kosmos_jax.inference.requests import Generation, Pool, Request, Scoring, pairs
+from kosmos_jax.inference.rules import allowed_ids, bias_of, limit_of, rules_of
 from kosmos_jax.model.positions import most_positions
 from kosmos_jax.parallel.distributed import exchange
 
@@ -28,83 +28,6 @@ PLACES, COUNTS = 64, (1, 2, 4, 8)
 POOL_ENTRIES = 32_768
 # Tokens of continuations that make a page longer, at most; more are scored one after another.
 SCORED_TOGETHER = 512
-
-
-@dataclass(eq=False)
-class Request:
-    """A prompt on its way; `done` once nothing more comes.
-
-    Attributes:
-      prompt: what is read.
-      items: its media.
-    """
-
-    prompt: EncodedPrompt
-    items: list[Item]
-    done: bool
-
-
-@dataclass(eq=False)
-class Generation(Request):
-    """A prompt with the texts that follow it, which grow at every turn of the engine.
-
-    Attributes:
-      options: how it continues.
-      completions: as far as they are; n of them.
-      written: of each, all tokens so far, with the one that ends it.
-      pool: the kind of slot that it needs.
-      node: where a choice stands in its trie, None for a free text.
-      admitted: whether it is in its slot.
-    """
-
-    options: Options
-    completions: list[Completion]
-    written: list[list[int]]
-    pool: tuple[int, int]
-    node: trie.Node | None
-    admitted: bool = False
-
-    @property
-    def budget(self) -> int:
-        """Tokens that a dispatch may write: a choice looks at each."""
-        if not self.admitted:
-            return 0
-        return INT32 if self.node is None else 1
-
-
-@dataclass(eq=False)
-class Scoring(Request):
-    """A prompt with given continuations and, once done, their scores.
-
-    Attributes:
-      length: of the page that it is read in.
-      continuations: int32[n] each.
-      top: how many of the most likely tokens to tell.
-      scores: in the order of the continuations.
-    """
-
-    length: int
-    continuations: list[np.ndarray]
-    top: int
-    scores: list[Score]
-
-
-@dataclass(eq=False)
-class Pool:
-    """The slots of one length and number of branches, and who is in them."""
-
-    length: int
-    branches: int
-    jobs: list[Generation | None] = field(default_factory=list)
-
-    @property
-    def key(self) -> tuple[int, int]:
-        return self.length, self.branches
-
-    @property
-    def live(self) -> list[tuple[int, Generation]]:
-        """The slots that are taken."""
-        return [(b, job) for b, job in enumerate(self.jobs) if job is not None]
 
 
 class Engine:
@@ -156,10 +79,7 @@ class Engine:
         # Seeds that nobody gave: the same in all processes, which do the same at every turn.
         entropy = str(np.random.SeedSequence().entropy)
         self._random = np.random.default_rng(int(exchange("seeds", entropy, WAIT_SECONDS)[0]))
-        ids = np.arange(config.text.vocab_size)
-        # Pieces lie between <unk> and the first tag, <mask>. Of the tags, only the end and a new line are text.
-        is_piece = (ids > tokenizer.unk) & (ids < tokenizer.mask)
-        self.allowed = is_piece | np.isin(ids, [tokenizer.eos, tokenizer.line])
+        self.allowed = allowed_ids(tokenizer, config.text.vocab_size)
 
     def update(self, params):
         """Takes new weights of the same model; nothing is compiled again.
@@ -232,7 +152,7 @@ class Engine:
         pool = self._pool(len(prompt.tokens), options, node)
         request = Generation(prompt, items_of(prompt), False, options, completions, written, pool, node)
         if node is not None and not node:  # one text alone
-            self._finish(request, completions[0], written[0], running=False)
+            request.show(completions[0], written[0], self.tokenizer)
             request.done = True
         else:
             self.waiting.append(request)
@@ -339,50 +259,11 @@ class Engine:
         self.device.admit(pool.key, b, ids_S, n, self._rules(request.options, request.node))
         request.admitted = True
 
-    def _rules(self, options: Options, node: trie.Node | None) -> Rules:
-        ends = np.full(1 + MOST_STOP_IDS, -1, np.int32)
-        ids = [*([] if options.ignore_eos else [self.tokenizer.eos]), *options.stop_ids]
-        ends[: len(ids)] = ids
-        seed = int(self._random.integers(2**63) if options.seed is None else options.seed)
-        return Rules(
-            bias_BV=self._bias(options, node),
-            ends_BE=ends,
-            minimum_B=np.int32(options.min_new_tokens if node is None else 0),
-            limit_B=np.int32(self._limit(options, node)),
-            temperature_B=np.float32(options.temperature),
-            top_k_B=np.int32(min(options.top_k, self.config.text.vocab_size)),
-            top_p_B=np.float32(options.top_p),
-            min_p_B=np.float32(options.min_p),
-            repetition_B=np.float32(options.repetition_penalty),
-            ngram_B=np.int32(options.no_repeat_ngram),
-            seed_B2=np.array(divmod(seed % 2**64, 2**32), np.uint32),
-            place_B=np.int32(options.place),
-            top_B=np.int32(options.top_logprobs or 0),
-            beams_B=np.int32(options.beams if options.beams > 1 else 0),
-            length_penalty_B=np.float32(options.length_penalty),
-            results_B=np.int32(options.n),
-        )
+    def _rules(self, options: Options, node: trie.Node | None):
+        return rules_of(options, node, self.allowed, self.tokenizer.eos, self._random.integers(2**63))
 
     def _bias(self, options: Options, node: trie.Node | None = None) -> np.ndarray:
-        """float32[V]: what is added to the logits, -inf for what must not come.
-
-        Raises:
-          UserError: an id that cannot come.
-        """
-        eos, ids = self.tokenizer.eos, [*(options.allowed or ()), *(options.bias or ()), *options.stop_ids]
-        for token in ids:
-            if not (isinstance(token, int | np.integer) and 0 <= token < len(self.allowed) and self.allowed[token]):
-                raise UserError(f"{token} is no id that this model writes: those are pieces of text, not tags")
-        allowed = self.allowed
-        if node is not None or options.allowed is not None:
-            only = list(node) if node is not None else [*options.allowed, eos]
-            allowed = allowed & np.isin(np.arange(len(allowed)), only)
-        if options.ignore_eos:
-            allowed = allowed & (np.arange(len(allowed)) != eos)
-        bias_V = np.where(allowed, 0, -np.inf).astype(np.float32)
-        for token, value in (options.bias or {}).items():
-            bias_V[token] += value
-        return bias_V
+        return bias_of(options, node, self.allowed, self.tokenizer.eos)
 
     def _write(self, pool: Pool):
         """One dispatch of a pool, and what its texts gain by it."""
@@ -393,57 +274,19 @@ class Engine:
         for b, request in pool.live:
             if not request.admitted:
                 continue
-            running_W, options = told.running_BW[b], request.options
-            if options.beams > 1:
-                if not running_W.any():
-                    self._found(request, *self.device.hypotheses(pool.key, b))
+            if request.options.beams > 1:
+                if not told.running_BW[b].any():
+                    request.show_best(self.device.hypotheses(pool.key, b), self.tokenizer)
             elif request.node is not None:
-                self._chosen(request, pool, b, told.tokens_KBW[:, b, 0])
+                self._choose(request, pool, b, told.tokens_KBW[:, b, 0])
             else:
-                for w, completion in enumerate(request.completions):
-                    self._grow(request, w, completion, told, b, bool(running_W[w]))
+                for w in range(len(request.completions)):
+                    request.grow(w, told, b, self.tokenizer)
             request.done = all(completion.finish for completion in request.completions)
             if request.done:
                 pool.jobs[b] = None
 
-    def _grow(self, request: Generation, w: int, completion: Completion, told, b: int, running: bool):
-        """Adds a branch's new tokens to its completion."""
-        if completion.finish:
-            return
-        new = told.tokens_KBW[:, b, w] >= 0
-        request.written[w] += told.tokens_KBW[new, b, w].tolist()
-        if completion.logprobs is not None:
-            completion.logprobs += told.logprobs_KBW[new, b, w].tolist()
-            top = told.top_ids_KBWE[new, b, w], told.top_logprobs_KBWE[new, b, w]
-            completion.top += [pairs(*step, request.options.top_logprobs) for step in zip(*top, strict=True)]
-        self._finish(request, completion, request.written[w], running)
-
-    def _finish(self, request: Generation, completion: Completion, tokens: list[int], running: bool):
-        """Text, tokens and the reason for the end of a completion, by all that was written."""
-        options, decode = request.options, self.tokenizer.decode
-        ends = {*([] if options.ignore_eos else [self.tokenizer.eos]), *options.stop_ids}
-        ended = bool(tokens) and tokens[-1] in ends
-        completion.tokens = tokens[:-1] if ended else list(tokens)
-        whole = decode(completion.tokens)
-        if (before := text.cut(whole, options.stop)) is not None:
-            completion.text, completion.finish = before, "stop"
-            completion.tokens = text.first_tokens_with(decode, completion.tokens, options.stop)
-            if completion.logprobs is not None:
-                del completion.logprobs[len(completion.tokens) :], completion.top[len(completion.tokens) :]
-        elif running:
-            completion.text = text.settled(whole, options.stop)
-        else:
-            completion.text, completion.finish = whole, "end" if ended else "length"
-
-    def _found(self, request: Generation, texts_WS: np.ndarray, scores_W: np.ndarray):
-        """The results of a search that ended."""
-        n = len(request.prompt.tokens)
-        for completion, text_S, score in zip(request.completions, texts_WS, scores_W, strict=False):
-            tokens = text_S[n:]
-            completion.score = float(score)
-            self._finish(request, completion, tokens[tokens >= 0].tolist(), running=False)
-
-    def _chosen(self, request: Generation, pool: Pool, b: int, tokens_K: np.ndarray):
+    def _choose(self, request: Generation, pool: Pool, b: int, tokens_K: np.ndarray):
         """Follows a choice along its trie; where one token alone is possible, it is not asked for."""
         written, (completion,) = request.written[0], request.completions
         new = tokens_K[tokens_K >= 0].tolist()
@@ -452,7 +295,7 @@ class Engine:
         written += [*new, *forced]
         request.node = node.after(forced)
         if not request.node:
-            return self._finish(request, completion, written, running=False)
+            return request.show(completion, written, self.tokenizer)
         for at in range(0, len(forced), JUMP):
             part = forced[at : at + JUMP]
             self.device.jump(pool.key, b, np.array(part + [0] * (JUMP - len(part)), np.int32), len(part))
@@ -494,9 +337,6 @@ class Engine:
         """int32[n]: the ids of a text that follows a prompt; `where` names it in messages."""
         return self.tokenizer.encode_document(Document((Text(words),), where).parts).tokens
 
-    def _limit(self, options: Options, node: trie.Node | None) -> int:
-        return trie.depth(node) if node is not None else options.max_new_tokens
-
     def _rounded(self, n: int) -> int:
         return -(-n // self._chunk) * self._chunk
 
@@ -508,7 +348,7 @@ class Engine:
 
     def _pool(self, n: int, options: Options, node) -> tuple[int, int]:
         """The kind of slot that a prompt of `n` tokens needs."""
-        limit = self._limit(options, node)
+        limit = limit_of(options, node)
         self._check_positions(n, limit)
 
         def entries(branches: int) -> int:
@@ -531,8 +371,3 @@ class Engine:
                 f"prompt and new tokens make {n + more}, and this model has {self._most} positions; shorten the prompt "
                 "or lower max_new_tokens"
             )
-
-
-def pairs(ids_E, logprobs_E, count: int) -> list[tuple[int, float]]:
-    """The first `count` ids with their log-probabilities."""
-    return list(zip(ids_E[:count].tolist(), logprobs_E[:count].tolist(), strict=True))
