@@ -237,6 +237,10 @@ class Engine:
                 self.device.remove(pool.key)
                 pool.jobs = []
             if rows > len(pool.jobs):
+                for other in self._pools.values():
+                    if other is not pool and other.jobs and not other.live:
+                        self.device.remove(other.key)
+                        other.jobs = []
                 self._resize(pool, rows)
         return (pool, pool.jobs.index(None)) if None in pool.jobs else None
 
@@ -316,7 +320,7 @@ class Engine:
             rows = [
                 (i, token, target, np.uint32(1 << branch), n - 1 + place)
                 for branch, (i, ids) in enumerate(wave)
-                for place, (token, target) in enumerate(zip([prompt.tokens[-1], *ids[:-1]], ids, strict=True))
+                for place, (token, target) in enumerate(zip([prompt.tokens[-1], *ids[:-1]], ids, strict=False))
             ]
             for at in range(0, len(rows), C):
                 of, tokens, targets, branches, positions = zip(*rows[at : at + C], strict=True)

@@ -82,6 +82,8 @@ class Options:
             object.__setattr__(self, "temperature", 0.0)
         if len(self.stop_ids) > MOST_STOP_IDS:
             raise UserError(f"{len(self.stop_ids)} stop_ids; at most {MOST_STOP_IDS} can be there")
+        if not all(isinstance(value, Real) and math.isfinite(value) for value in (self.bias or {}).values()):
+            raise UserError("bias is a number, and finite, for each id")
         if self.choice is not None:
             texts = self.choice if isinstance(self.choice, list | tuple) else ()
             if not texts or not all(isinstance(text, str) and text for text in texts):

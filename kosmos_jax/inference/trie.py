@@ -34,4 +34,9 @@ def trie(texts: Iterable[Sequence[int]], eos: int) -> Node:
 
 def depth(node: Node) -> int:
     """Tokens on the longest way from a node to an end."""
-    return max((1 + depth(after) for after in node.values()), default=0)
+    deepest, left = 0, [(node, 0)]
+    while left:
+        node, above = left.pop()
+        deepest = max(deepest, above)
+        left += [(after, above + 1) for after in node.values()]
+    return deepest

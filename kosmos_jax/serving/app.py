@@ -7,19 +7,19 @@ import hmac
 import json
 import logging
 import time
+from functools import partial
 from pathlib import Path
 
-import numpy as np
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
-from data_pipeline.documents import Media, MediaError, Text
+from data_pipeline.documents import MediaError, Text
 from kosmos_jax.errors import UserError
-from kosmos_jax.inference.prompts import EncodedPrompt, encode_prompt
-from kosmos_jax.serving import chat, media, protocol
+from kosmos_jax.inference.prompts import encode_prompt
+from kosmos_jax.serving import chat, completions, dialogues, media, protocol
 from kosmos_jax.serving.metrics import Metrics
 from kosmos_jax.serving.protocol import BadRequest
 from kosmos_jax.serving.worker import Closing, Failed, Full, Worker
@@ -51,9 +51,9 @@ class Server:
         self.worker, self.metrics, self.name, self.template = worker, metrics, name, template
         self.limits, self._key, self.tokenizer = limits, key, worker.generator.tokenizer
         posts = {
-            "/v1/completions": self.completions,
-            "/v1/chat/completions": self.chat,
-            "/v1/responses": self.responses,
+            "/v1/completions": partial(completions.answer, self),
+            "/v1/chat/completions": partial(dialogues.answer, self),
+            "/v1/responses": partial(dialogues.respond, self),
             "/tokenize": self.tokenize,
             "/detokenize": self.detokenize,
         }
@@ -109,7 +109,7 @@ class Server:
     def _error(message: str, status: int, param: str | None = None) -> JSONResponse:
         return JSONResponse(protocol.error_body(message, status, param), status)
 
-    async def _body(self, request: Request) -> dict:
+    async def body(self, request: Request) -> dict:
         """The object of a request, of bounded size."""
         size = request.headers.get("content-length", "0")
         data = bytearray()
@@ -131,213 +131,31 @@ class Server:
             raise BadRequest(f"there is no model {str(model)[:80]!r}; this server has {self.name!r}", "model", 404)
         return body
 
-    def _text_of(self, token: int) -> str:
+    def text_of(self, token: int) -> str:
         """One token as it stands in a text."""
         return self.tokenizer.token(token).replace("\u2581", " ")
 
-    # Completions
-
-    async def completions(self, request: Request) -> Response:
-        body = await self._body(request)
-        asked = protocol.read_asked(body, protocol.COMPLETION)
-        prompts = await asyncio.to_thread(self._prompts, body.get("prompt"))
-        most = body.get("max_tokens")
-        most = 16 if most is None else most
-        if not isinstance(most, int) or isinstance(most, bool) or most < (0 if asked.echo else 1):
-            raise BadRequest("max_tokens must be a whole number, at least 1 (0 with echo)", "max_tokens")
-        if asked.stream and (len(prompts) > 1 or asked.echo):
-            raise BadRequest("a stream has one prompt, and no echo", "stream")
-        options = protocol.make_options(asked, max(most, 1))
-        head = protocol.envelope("text_completion", self.name, "cmpl")
-        if asked.stream:
-            return await self._stream(request, prompts[0], options, asked, head, self._completion_piece)
-        tasks = [self._completed(prompt, options, asked, most) for prompt in prompts]
-        found = await self._unless_gone(request, _all(tasks))
-        choices = [choice for several in found for choice in several[0]]
-        for index, choice in enumerate(choices):
-            choice["index"] = index
-        totals = [several[1] for several in found]
-        return JSONResponse(head | dict(choices=choices, usage={key: sum(u[key] for u in totals) for key in totals[0]}))
-
-    async def _completed(self, prompt: EncodedPrompt, options, asked, most: int):
-        """The choices for one prompt, and its usage."""
-        given = prompt.tokens[1:].tolist()
-        scored = None
-        if asked.echo:
-            start = prompt._replace(tokens=prompt.tokens[:1])
-            if prompt.kinds:
-                raise BadRequest("echo is for prompts of text", "echo")
-            async for state in self.worker.run(lambda engine: engine.score(start, [prompt.tokens[1:]], asked.top or 0)):
-                scored = state[0]
-        completions = []
-        if most:
-            async for state in self.worker.run(lambda engine: engine.generate(prompt, options)):
-                completions = state
-        else:
-            completions = [protocol.Completion("", [], "length", *([], []) if asked.top is not None else ())]
-        choices = []
-        for completion in completions:
-            text, logprobs = self._text(completion, options, asked), None
-            before = self.tokenizer.decode(given) if asked.echo else ""
-            if asked.top is not None:
-                tokens, values, top = self._told(completion)
-                if asked.echo:
-                    top_before = scored.top or [[] for _ in given]
-                    tokens = [*given, *tokens]
-                    values = [None, *scored.logprobs[1:], *values] if given else values
-                    top = [*top_before, *top]
-                logprobs = protocol.completion_logprobs(tokens, values, top, self._text_of)
-            choice = dict(text=before + text, logprobs=logprobs, finish_reason=protocol.finish_of(completion))
-            if asked.ids:
-                choice |= dict(token_ids=completion.tokens, prompt_token_ids=prompt.tokens.tolist())
-            choices.append(choice)
-        return choices, protocol.usage(len(prompt.tokens), completions)
-
-    def _told(self, completion):
+    def told(self, completion):
         """Ids, log-probabilities and most likely tokens of a completion, its end included; nothing if nobody asked."""
         if completion.logprobs is None:
             return [], [], []
         ended = len(completion.logprobs) > len(completion.tokens)
         return [*completion.tokens, *[self.tokenizer.eos] * ended], completion.logprobs, completion.top
 
-    def _text(self, completion, options, asked) -> str:
+    def text(self, completion, options, asked) -> str:
         if not asked.with_stop or completion.finish != "stop":
             return completion.text
         whole = self.tokenizer.decode(completion.tokens)
         after = whole[len(completion.text) :]
         return completion.text + next(stop for stop in options.stop if after.startswith(stop))
 
-    def _prompts(self, given) -> list[EncodedPrompt]:
-        """The prompts of a body: a text, texts, ids, or lists of ids."""
-        if isinstance(given, str):
-            given = [given]
-        if isinstance(given, list) and given and all(isinstance(x, int) and not isinstance(x, bool) for x in given):
-            given = [given]
-        if not isinstance(given, list) or not given or len(given) > self.worker.most:
-            raise BadRequest("prompt must be a text, a list of texts, or ids of tokens", "prompt")
-        found = []
-        for prompt in given:
-            if isinstance(prompt, str):
-                found.append(encode_prompt([Text(prompt)], self.tokenizer))
-            elif isinstance(prompt, list) and all(isinstance(x, int) and not isinstance(x, bool) for x in prompt):
-                size = self.tokenizer.size
-                if wrong := [token for token in prompt if not 0 <= token < size]:
-                    raise BadRequest(f"prompt has the id {wrong[0]}; this model has 0 to {size - 1}", "prompt")
-                tokens = prompt if prompt[:1] == [self.tokenizer.bos] else [self.tokenizer.bos, *prompt]
-                found.append(EncodedPrompt(np.array(tokens, np.int32), (), np.zeros(0, np.int32), {}))
-            else:
-                raise BadRequest("prompt must be a text, a list of texts, or ids of tokens", "prompt")
-        return found
+    # What the handlers share
 
-    def _completion_piece(self, index: int, text: str, completion, new: slice, finish) -> dict:
-        choice = dict(index=index, text=text, logprobs=None, finish_reason=finish)
-        if completion.logprobs is not None:
-            told = [values[new] for values in self._told(completion)]
-            choice["logprobs"] = protocol.completion_logprobs(*told, self._text_of)
-        return choice
-
-    # Chat
-
-    async def chat(self, request: Request) -> Response:
-        body = await self._body(request)
-        asked = protocol.read_asked(body, protocol.CHAT)
-        prompt = await asyncio.to_thread(self._dialogue, body.get("messages"))
-        options = protocol.make_options(asked, self._most_new(prompt, body, ("max_completion_tokens", "max_tokens")))
-        if asked.stream:
-            head = protocol.envelope("chat.completion.chunk", self.name, "chatcmpl")
-            return await self._stream(request, prompt, options, asked, head, self._chat_piece)
-        completions = await self._unless_gone(request, self._last(prompt, options))
-        head = protocol.envelope("chat.completion", self.name, "chatcmpl")
-        choices = []
-        for index, completion in enumerate(completions):
-            message = dict(role="assistant", content=self._text(completion, options, asked), refusal=None)
-            told = None if asked.top is None else protocol.chat_logprobs(*self._told(completion), self._text_of)
-            finish = protocol.finish_of(completion)
-            choices.append(dict(index=index, message=message, logprobs=told, finish_reason=finish))
-        return JSONResponse(head | dict(choices=choices, usage=protocol.usage(len(prompt.tokens), completions)))
-
-    def _most_new(self, prompt, body, names) -> int:
-        """How many tokens a body wants, or as many as there is room for, within a bound."""
-        for name in names:
-            most = body.get(name)
-            if most is not None:
-                if not isinstance(most, int) or isinstance(most, bool) or most < 1:
-                    raise BadRequest(f"{name} must be a whole number, at least 1", name)
-                return most
-        room = self.worker.engine.longest - len(prompt.tokens)
-        return max(1, min(protocol.MOST_CHAT_TOKENS, room))
-
-    def _dialogue(self, messages) -> EncodedPrompt:
-        """The prompt of a list of messages."""
-        if not isinstance(messages, list) or not messages:
-            raise BadRequest("messages must be a list with at least one message", "messages")
-        read, items = [], 0
-        for message in messages:
-            if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-                raise BadRequest("a message is an object with a role and a content", "messages")
-            content = message.get("content")
-            content = [dict(type="text", text=content)] if isinstance(content, str) else content
-            if not isinstance(content, list):
-                raise BadRequest("a message's content is a text, or a list of parts", "messages")
-            parts = [self._part(part) for part in content]
-            items += sum(isinstance(part, Media) for part in parts)
-            if items > self.limits.items:
-                raise BadRequest(f"a request may have {self.limits.items} items of media", "messages")
-            role = {"developer": "system"}.get(message["role"], message["role"])
-            read.append((role, parts))
-        prompt = chat.prompt_of(read, self.template)
-        parts = [Text(part) if isinstance(part, str) else part for part in prompt]
-        return encode_prompt(parts, self.tokenizer)
-
-    def _part(self, part) -> Text | Media:
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind in ("text", "input_text", "output_text") and isinstance(part.get("text"), str):
-            return Text(part["text"])
-        if kind == "image_url" and isinstance(part.get("image_url"), dict):
-            return Media("image", media.from_url(part["image_url"].get("url"), "image", self.limits))
-        if kind == "input_image" and isinstance(part.get("image_url"), str):
-            return Media("image", media.from_url(part["image_url"], "image", self.limits))
-        if kind == "input_audio" and isinstance(part.get("input_audio"), dict):
-            return Media("audio", media.from_base64(part["input_audio"].get("data"), "audio", self.limits))
-        raise BadRequest(f"a part of the type {str(kind)[:40]!r} is not known here, or is not complete", "messages")
-
-    def _chat_piece(self, index: int, text: str, completion, new: slice, finish) -> dict:
-        choice = dict(index=index, delta=dict(content=text), logprobs=None, finish_reason=finish)
-        if completion.logprobs is not None:
-            told = [values[new] for values in self._told(completion)]
-            choice["logprobs"] = protocol.chat_logprobs(*told, self._text_of)
-        return choice
-
-    async def responses(self, request: Request) -> Response:
-        """OpenAI's newer endpoint, without a memory: `input` is a text, or messages."""
-        body = await self._body(request)
-        given = body.pop("input", None)
-        renamed = {"max_output_tokens": "max_completion_tokens"}
-        kept = {renamed.get(name, name): value for name, value in body.items() if name not in ("instructions", "store")}
-        asked = protocol.read_asked(kept, protocol.CHAT)
-        if asked.stream or kept.get("previous_response_id"):
-            raise BadRequest("/v1/responses answers at once and remembers nothing here", "stream")
-        messages = [dict(role="user", content=given)] if isinstance(given, str) else given
-        if body.get("instructions"):
-            messages = [dict(role="system", content=body["instructions"]), *(messages or [])]
-        prompt = await asyncio.to_thread(self._dialogue, messages)
-        options = protocol.make_options(asked, self._most_new(prompt, kept, ("max_completion_tokens",)))
-        (completion, *_) = completions = await self._unless_gone(request, self._last(prompt, options))
-        used = protocol.usage(len(prompt.tokens), completions)
-        head = protocol.envelope("response", self.name, "resp")
-        content = [dict(type="output_text", text=completion.text, annotations=[])]
-        message = dict(type="message", id=f"msg-{head['id']}", role="assistant", status="completed", content=content)
-        told = dict(input_tokens=used["prompt_tokens"], output_tokens=used["completion_tokens"])
-        head |= dict(created_at=head.pop("created"), status="completed", error=None, incomplete_details=None)
-        return JSONResponse(head | dict(output=[message], usage=told | dict(total_tokens=used["total_tokens"])))
-
-    # What both share
-
-    async def _last(self, prompt, options):
+    async def last(self, prompt, options):
         """The completions of a prompt, once they are done."""
         return [state async for state in self.worker.run(lambda engine: engine.generate(prompt, options))][-1]
 
-    async def _unless_gone(self, request: Request, work):
+    async def unless_gone(self, request: Request, work):
         """The result of some work, which is cancelled when the client goes away before."""
         task = asyncio.ensure_future(work)
 
@@ -358,10 +176,10 @@ class Server:
                 with contextlib.suppress(asyncio.CancelledError):
                     await task
 
-    async def _stream(self, request, prompt, options, asked, head, piece) -> Response:
+    async def stream(self, request, prompt, options, asked, head, piece) -> Response:
         """Server-sent events with the texts as they are written. The first news is waited for: errors have a status."""
         states = self.worker.run(lambda engine: engine.generate(prompt, options))
-        first = await self._unless_gone(request, anext(states))
+        first = await self.unless_gone(request, anext(states))
 
         async def events():
             current = latest = first
@@ -374,10 +192,10 @@ class Server:
                 while current is not None:
                     latest = current
                     for i, completion in enumerate(current):
-                        finish, text = protocol.finish_of(completion), self._text(completion, options, asked)
+                        finish, text = protocol.finish_of(completion), self.text(completion, options, asked)
                         if finished[i] or (len(text) == shown[i] and not finish):
                             continue
-                        count = len(self._told(completion)[0])
+                        count = len(self.told(completion)[0])
                         choice = piece(i, text[shown[i] :], completion, slice(told[i], count), finish)
                         shown[i], told[i], finished[i] = len(text), count, bool(finish)
                         yield _event(head | dict(choices=[choice]))
@@ -400,7 +218,7 @@ class Server:
         return JSONResponse(dict(object="list", data=[entry]))
 
     async def tokenize(self, request: Request) -> Response:
-        body = await self._body(request)
+        body = await self.body(request)
         text = body.get("prompt")
         if not isinstance(text, str):
             raise BadRequest("prompt must be a text", "prompt")
@@ -409,7 +227,7 @@ class Server:
         return JSONResponse(dict(tokens=tokens, count=len(tokens), max_model_len=self.worker.engine.longest))
 
     async def detokenize(self, request: Request) -> Response:
-        tokens = (await self._body(request)).get("tokens")
+        tokens = (await self.body(request)).get("tokens")
         size = self.tokenizer.size
         if not isinstance(tokens, list) or not all(type(token) is int and 0 <= token < size for token in tokens):
             raise BadRequest(f"tokens must be a list of ids, 0 to {size - 1}", "tokens")
@@ -433,16 +251,6 @@ class Server:
 
     async def show_metrics(self, request: Request) -> Response:
         return PlainTextResponse(self.metrics.text())
-
-
-async def _all(work):
-    """The results of several coroutines; when one fails, the others are cancelled."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(one) for one in work]
-    except ExceptionGroup as errors:
-        raise errors.exceptions[0] from None
-    return [task.result() for task in tasks]
 
 
 def _event(body: dict) -> str:

@@ -155,8 +155,10 @@ class Worker:
                 try:
                     order.request = order.start(self.engine)
                     self._jobs.append(order)
-                except UserError as error:
-                    order.tell(error)
+                except Exception as error:  # nothing was begun, so the engine is as it was
+                    if not isinstance(error, UserError):
+                        log.exception("a request could not be begun")
+                    order.tell(error if isinstance(error, UserError) else Failed(f"{type(error).__name__}: {error}"))
                 if order.request is not None and order.request.done:
                     self._tell()
             else:

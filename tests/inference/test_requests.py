@@ -160,6 +160,14 @@ def test_a_choice_is_one_of_the_texts_and_the_model_decides_where_they_part(gene
     assert generator.generate("The digit is", choice=["seven"]) == "seven"
 
 
+def test_a_continuation_without_tokens_is_certain(generator):
+    empty, other = generator.score_each(["The digit is"], [["", "seven"]])[0]
+    assert (empty.logprob, empty.tokens, empty.greedy) == (0, 0, True)
+    assert [other] == generator.score_each(["The digit is"], [["seven"]])[0]
+    assert generator.score(["The digit is"], [""]) == [(0, 0)]
+    assert generator.score_each(["The digit is"], [[]]) == [[]]
+
+
 def test_without_a_seed_each_text_is_another(generator):
     options = dict(max_new_tokens=12, temperature=3.0, seed=None)
     assert len({generator.generate("The digit is", **options) for _ in range(4)}) == 4
@@ -303,6 +311,7 @@ def test_what_was_shown_once_is_the_beginning_of_the_final_text(whole, stop):
         (dict(stop_ids=[10**6]), "1000000 is no id that this model writes"),
         (dict(allowed=[-1]), "-1 is no id that this model writes"),
         (dict(bias={10**6: 1.0}), "1000000 is no id that this model writes"),
+        (dict(bias={9: float("nan")}), "bias is a number, and finite"),
         (dict(choice=[]), "choice is"),
         (dict(choice=["a"], n=2), "choice goes with one continuation"),
         (dict(min_new_tokens=9, max_new_tokens=3), "min_new_tokens is more than max_new_tokens"),

@@ -103,6 +103,15 @@ def test_echo_tells_each_token_of_the_prompt_once(server, generator, tokenizer):
     assert told["token_logprobs"][1:-1] == pytest.approx(expected[1:], abs=1e-5)
     for word, value, top in list(zip(told["tokens"], told["token_logprobs"], told["top_logprobs"], strict=True))[1:]:
         assert top[word] == value
+    with_start = post(server, "/v1/completions", **body | dict(prompt=[[tokenizer.bos, *ids]])).json()["choices"][0]
+    assert with_start["logprobs"]["tokens"] == ["<s>", *told["tokens"]]
+    assert with_start["logprobs"]["token_logprobs"][2:] == told["token_logprobs"][1:]
+    assert with_start["logprobs"]["token_logprobs"][1] == pytest.approx(expected[0], abs=1e-5)
+    for nothing in ("", []):
+        empty = post(server, "/v1/completions", **body | dict(prompt=nothing, max_tokens=1))
+        assert empty.status_code == (200 if nothing == "" else 400), empty.text
+    long = post(server, "/v1/completions", prompt="x", structured_outputs=dict(choice=["a" * 5000, "b"]))
+    assert long.status_code == 400 and "more than any slot" in long.json()["error"]["message"]
     zero = post(server, "/v1/completions", **body | dict(max_tokens=0)).json()["choices"][0]
     assert len(zero["logprobs"]["tokens"]) == len(ids)
 

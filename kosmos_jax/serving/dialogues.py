@@ -1,0 +1,111 @@
+"""/v1/chat/completions and /v1/responses: the next message of a dialogue."""
+
+import asyncio
+from functools import partial
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from data_pipeline.documents import Media, Text
+from kosmos_jax.inference.prompts import EncodedPrompt, encode_prompt
+from kosmos_jax.serving import chat, media, protocol
+from kosmos_jax.serving.protocol import BadRequest
+
+
+async def answer(server, request: Request) -> Response:
+    body = await server.body(request)
+    asked = protocol.read_asked(body, protocol.CHAT)
+    prompt = await asyncio.to_thread(_dialogue, server, body.get("messages"))
+    options = protocol.make_options(asked, _most_new(server, prompt, body, ("max_completion_tokens", "max_tokens")))
+    if asked.stream:
+        head = protocol.envelope("chat.completion.chunk", server.name, "chatcmpl")
+        return await server.stream(request, prompt, options, asked, head, partial(_chat_piece, server))
+    completions = await server.unless_gone(request, server.last(prompt, options))
+    head = protocol.envelope("chat.completion", server.name, "chatcmpl")
+    choices = []
+    for index, completion in enumerate(completions):
+        message = dict(role="assistant", content=server.text(completion, options, asked), refusal=None)
+        told = None if asked.top is None else protocol.chat_logprobs(*server.told(completion), server.text_of)
+        finish = protocol.finish_of(completion)
+        choices.append(dict(index=index, message=message, logprobs=told, finish_reason=finish))
+    return JSONResponse(head | dict(choices=choices, usage=protocol.usage(len(prompt.tokens), completions)))
+
+
+def _most_new(server, prompt, body, names) -> int:
+    """How many tokens a body wants, or as many as there is room for, within a bound."""
+    for name in names:
+        most = body.get(name)
+        if most is not None:
+            if not isinstance(most, int) or isinstance(most, bool) or most < 1:
+                raise BadRequest(f"{name} must be a whole number, at least 1", name)
+            return most
+    room = server.worker.engine.longest - len(prompt.tokens)
+    return max(1, min(protocol.MOST_CHAT_TOKENS, room))
+
+
+def _dialogue(server, messages) -> EncodedPrompt:
+    """The prompt of a list of messages."""
+    if not isinstance(messages, list) or not messages:
+        raise BadRequest("messages must be a list with at least one message", "messages")
+    read, items = [], 0
+    for message in messages:
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            raise BadRequest("a message is an object with a role and a content", "messages")
+        content = message.get("content")
+        content = [dict(type="text", text=content)] if isinstance(content, str) else content
+        if not isinstance(content, list):
+            raise BadRequest("a message's content is a text, or a list of parts", "messages")
+        parts = [_part(server, part) for part in content]
+        items += sum(isinstance(part, Media) for part in parts)
+        if items > server.limits.items:
+            raise BadRequest(f"a request may have {server.limits.items} items of media", "messages")
+        role = {"developer": "system"}.get(message["role"], message["role"])
+        read.append((role, parts))
+    prompt = chat.prompt_of(read, server.template)
+    parts = [Text(part) if isinstance(part, str) else part for part in prompt]
+    return encode_prompt(parts, server.tokenizer)
+
+
+def _part(server, part) -> Text | Media:
+    kind = part.get("type") if isinstance(part, dict) else None
+    if kind in ("text", "input_text", "output_text") and isinstance(part.get("text"), str):
+        return Text(part["text"])
+    if kind == "image_url" and isinstance(part.get("image_url"), dict):
+        return Media("image", media.from_url(part["image_url"].get("url"), "image", server.limits))
+    if kind == "input_image" and isinstance(part.get("image_url"), str):
+        return Media("image", media.from_url(part["image_url"], "image", server.limits))
+    if kind == "input_audio" and isinstance(part.get("input_audio"), dict):
+        return Media("audio", media.from_base64(part["input_audio"].get("data"), "audio", server.limits))
+    raise BadRequest(f"a part of the type {str(kind)[:40]!r} is not known here, or is not complete", "messages")
+
+
+def _chat_piece(server, index: int, text: str, completion, new: slice, finish) -> dict:
+    choice = dict(index=index, delta=dict(content=text), logprobs=None, finish_reason=finish)
+    if completion.logprobs is not None:
+        told = [values[new] for values in server.told(completion)]
+        choice["logprobs"] = protocol.chat_logprobs(*told, server.text_of)
+    return choice
+
+
+async def respond(server, request: Request) -> Response:
+    """OpenAI's newer endpoint, without a memory: `input` is a text, or messages."""
+    body = await server.body(request)
+    given = body.pop("input", None)
+    renamed = {"max_output_tokens": "max_completion_tokens"}
+    kept = {renamed.get(name, name): value for name, value in body.items() if name not in ("instructions", "store")}
+    asked = protocol.read_asked(kept, protocol.CHAT)
+    if asked.stream or kept.get("previous_response_id"):
+        raise BadRequest("/v1/responses answers at once and remembers nothing here", "stream")
+    messages = [dict(role="user", content=given)] if isinstance(given, str) else given
+    if body.get("instructions"):
+        messages = [dict(role="system", content=body["instructions"]), *(messages or [])]
+    prompt = await asyncio.to_thread(_dialogue, server, messages)
+    options = protocol.make_options(asked, _most_new(server, prompt, kept, ("max_completion_tokens",)))
+    (completion, *_) = completions = await server.unless_gone(request, server.last(prompt, options))
+    used = protocol.usage(len(prompt.tokens), completions)
+    head = protocol.envelope("response", server.name, "resp")
+    content = [dict(type="output_text", text=completion.text, annotations=[])]
+    message = dict(type="message", id=f"msg-{head['id']}", role="assistant", status="completed", content=content)
+    told = dict(input_tokens=used["prompt_tokens"], output_tokens=used["completion_tokens"])
+    head |= dict(created_at=head.pop("created"), status="completed", error=None, incomplete_details=None)
+    return JSONResponse(head | dict(output=[message], usage=told | dict(total_tokens=used["total_tokens"])))
