@@ -133,7 +133,7 @@ def parts(prompt, folder: Path) -> Iterator[str | Item]:
 def told(completions: list[Completion]) -> dict:
     """One completion, or several, for json.dumps, without what nobody asked for."""
     found = [
-        {name: value for name, value in dataclasses.asdict(completion).items() if value is not None}
+        {name: value for name, value in dataclasses.asdict(completion).items() if value is not None and name != "end"}
         for completion in completions
     ]
     return found[0] if len(found) == 1 else dict(completions=found)

@@ -369,6 +369,14 @@ class Engine:
             "branches holds; shorten the prompt, or lower max_new_tokens or the number of texts"
         )
 
+    def room(self, n: int, branches: int) -> int:
+        """New tokens that some slot with so many branches holds after a prompt of `n` tokens; below 1 there is none."""
+        if self._fixed is None:
+            return self._most - n
+        return min(
+            self._most - n, max((min(L - n, (L - n + 1) // W) for L, W in self._fixed if W >= branches), default=0)
+        )
+
     def _check_positions(self, n: int, more: int):
         if n + more > self._most:
             raise UserError(

@@ -134,6 +134,7 @@ class Completion:
         and limits. None if nobody asked.
       top: for each of those, the most likely tokens with their log-probabilities.
       score: of a beam search, see beam.py.
+      end: the token that ended it, </s> or a stop id, where one did.
     """
 
     text: str
@@ -142,6 +143,7 @@ class Completion:
     logprobs: list[float] | None = None
     top: list[list[tuple[int, float]]] | None = None
     score: float | None = None
+    end: int | None = None
 
 
 @dataclass(frozen=True)

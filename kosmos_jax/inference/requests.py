@@ -83,11 +83,11 @@ class Generation(Request):
         """
         options, decode = self.options, tokenizer.decode
         ended = bool(tokens) and tokens[-1] in ends_of(options, tokenizer.eos)
-        completion.tokens = tokens[:-1] if ended else list(tokens)
+        completion.tokens, completion.end = (tokens[:-1], tokens[-1]) if ended else (list(tokens), None)
         whole = decode(completion.tokens)
         if text.cut(whole, options.stop) is not None:
             # As if the tokens had come one by one: later ones may complete a stop string that begins earlier.
-            completion.tokens = text.first_tokens_with(decode, completion.tokens, options.stop)
+            completion.tokens, completion.end = text.first_tokens_with(decode, completion.tokens, options.stop), None
             completion.text, completion.finish = text.cut(decode(completion.tokens), options.stop), "stop"
             if completion.logprobs is not None:
                 del completion.logprobs[len(completion.tokens) :], completion.top[len(completion.tokens) :]

@@ -142,6 +142,13 @@ def test_neither_the_end_nor_a_stop_id_comes_too_early(generator, tokenizer):
     assert len(ignoring.tokens) == 5 and ignoring.finish == "length"
 
 
+def test_the_token_that_ended_a_text_is_told(generator):
+    (free,) = generator.complete(["The digit is"], max_new_tokens=6)
+    (ended,) = generator.complete(["The digit is"], max_new_tokens=6, stop_ids=free.tokens[:1])
+    assert (ended.tokens, ended.finish, ended.end) == ([], "end", free.tokens[0])
+    assert free.finish != "length" or free.end is None
+
+
 def test_a_choice_is_one_of_the_texts_and_the_model_decides_where_they_part(generator, reference, tokenizer):
     texts = ["seven", "seventeen", "four", "two plus two equals four and words"]
     encoded = [[*tokenizer.encode(text), tokenizer.eos] for text in texts]
