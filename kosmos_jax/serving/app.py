@@ -7,10 +7,12 @@ import hmac
 import json
 import logging
 import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route
@@ -18,7 +20,7 @@ from starlette.staticfiles import StaticFiles
 
 from data_pipeline.documents import MediaError, Text
 from kosmos_jax.errors import UserError
-from kosmos_jax.inference.prompts import encode_prompt
+from kosmos_jax.inference.prompts import EncodedPrompt, encode_prompt
 from kosmos_jax.serving import chat, completions, dialogues, media, protocol
 from kosmos_jax.serving.metrics import Metrics
 from kosmos_jax.serving.protocol import BadRequest
@@ -26,7 +28,7 @@ from kosmos_jax.serving.worker import Closing, Failed, Full, Worker
 
 log = logging.getLogger(__name__)
 OPEN = ("/", "/health", "/ready")  # without a key; the page and its files too
-RETRY_SECONDS = 1
+RETRY_SECONDS, BODY_SECONDS, READERS = 1, 60, 4
 
 
 class Server:
@@ -34,6 +36,7 @@ class Server:
 
     Attributes:
       worker: owns the engine.
+      readers: threads that fetch and decode media; what is slow there holds up nothing else.
       app: for uvicorn.
     """
 
@@ -50,6 +53,7 @@ class Server:
         """
         self.worker, self.metrics, self.name, self.template = worker, metrics, name, template
         self.limits, self._key, self.tokenizer = limits, key, worker.generator.tokenizer
+        self.readers, self._inside = ThreadPoolExecutor(READERS, "media"), 0
         posts = {
             "/v1/completions": partial(completions.answer, self),
             "/v1/chat/completions": partial(dialogues.answer, self),
@@ -67,7 +71,7 @@ class Server:
         routes = [Route(path, self._guarded(handler), methods=["POST"]) for path, handler in posts.items()]
         routes += [Route(path, self._guarded(handler), methods=["GET"]) for path, handler in gets.items()]
         page = StaticFiles(directory=Path(__file__).with_name("page"), html=True)
-        self.app = Starlette(routes=[*routes, Mount("/", page)])
+        self.app = Starlette(routes=[*routes, Mount("/", page)], exception_handlers={HTTPException: self._no_route})
 
     def _guarded(self, handler):
         """A handler whose errors become bodies that clients understand."""
@@ -75,11 +79,14 @@ class Server:
         @functools.wraps(handler)
         async def guarded(request: Request) -> Response:
             begin, headers = time.monotonic(), {}
+            self._inside += request.method == "POST"
             try:
                 given = request.headers.get("authorization", "").removeprefix("Bearer ")
                 if self._key and request.url.path not in OPEN:
                     if not hmac.compare_digest(given.encode(), self._key.encode()):
                         raise BadRequest("the key of this server is missing or wrong", status=401)
+                if request.method == "POST" and self._inside > self.worker.most:  # before its body takes memory
+                    raise Full
                 response = await handler(request)
             except BadRequest as error:
                 response = self._error(str(error), error.status, error.param)
@@ -100,6 +107,8 @@ class Server:
                 log.exception("%s could not be answered", request.url.path)
                 headers = {"x-should-retry": "false"}
                 response = self._error("the server made a mistake; its log says more", 500)
+            finally:
+                self._inside -= request.method == "POST"
             response.headers.update(headers)
             self.metrics.answered(request.url.path, response.status_code)
             if request.method == "POST":  # not what watches the server
@@ -108,6 +117,9 @@ class Server:
             return response
 
         return guarded
+
+    async def _no_route(self, request: Request, error: HTTPException) -> Response:
+        return self._error(f"{request.method} {request.url.path[:80]}: {error.detail}", error.status_code)
 
     @staticmethod
     def _error(message: str, status: int, param: str | None = None) -> JSONResponse:
@@ -120,10 +132,14 @@ class Server:
         too_large = BadRequest(f"a request may have {self.limits.body:,} bytes", status=413)
         if size.isdigit() and int(size) > self.limits.body:
             raise too_large
-        async for chunk in request.stream():
-            data += chunk
-            if len(data) > self.limits.body:
-                raise too_large
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                async for chunk in request.stream():
+                    data += chunk
+                    if len(data) > self.limits.body:
+                        raise too_large
+        except TimeoutError as error:
+            raise BadRequest(f"the body did not come within {BODY_SECONDS} seconds", status=408) from error
         try:
             body = await asyncio.to_thread(json.loads, bytes(data))
         except (ValueError, RecursionError) as error:
@@ -135,16 +151,23 @@ class Server:
             raise BadRequest(f"there is no model {str(model)[:80]!r}; this server has {self.name!r}", "model", 404)
         return body
 
+    def encoded(self, parts: list) -> EncodedPrompt:
+        """The prompt of some parts: `Text` and `Media`."""
+        length = sum(len(part.text) for part in parts if isinstance(part, Text))
+        if length > self.limits.text:  # it would hold a thread for long, and no slot has room for it
+            raise BadRequest(f"a request may have {self.limits.text:,} characters; this one has {length:,}")
+        return encode_prompt(parts, self.tokenizer)
+
     def text_of(self, token: int) -> str:
         """One token as it stands in a text."""
-        return self.tokenizer.token(token).replace("\u2581", " ")
+        return "\n" if token == self.tokenizer.line else self.tokenizer.token(token).replace("\u2581", " ")
 
     def told(self, completion):
         """Ids, log-probabilities and most likely tokens of a completion, its end included; nothing if nobody asked."""
         if completion.logprobs is None:
             return [], [], []
-        ended = len(completion.logprobs) > len(completion.tokens)
-        return [*completion.tokens, *[self.tokenizer.eos] * ended], completion.logprobs, completion.top
+        ended = [] if completion.end is None else [completion.end]
+        return [*completion.tokens, *ended], completion.logprobs, completion.top
 
     def text(self, completion, options, asked) -> str:
         if not asked.with_stop or completion.finish != "stop":
@@ -187,7 +210,7 @@ class Server:
 
         async def events():
             current = latest = first
-            shown, told, finished = ([0] * len(first) for _ in range(3))
+            shown, told, sent, finished = ([0] * len(first) for _ in range(4))
             try:
                 if head["object"].startswith("chat"):
                     role = dict(role="assistant", content="")
@@ -201,7 +224,10 @@ class Server:
                             continue
                         count = len(self.told(completion)[0])
                         choice = piece(i, text[shown[i] :], completion, slice(told[i], count), finish)
+                        if asked.ids:
+                            choice["token_ids"] = completion.tokens[sent[i] :]
                         shown[i], told[i], finished[i] = len(text), count, bool(finish)
+                        sent[i] = len(completion.tokens)
                         yield _event(head | dict(choices=[choice]))
                     current = await anext(states, None)
                 if asked.usage:
@@ -226,7 +252,7 @@ class Server:
         text = body.get("prompt")
         if not isinstance(text, str):
             raise BadRequest("prompt must be a text", "prompt")
-        tokens = (await asyncio.to_thread(encode_prompt, [Text(text)], self.tokenizer)).tokens.tolist()
+        tokens = (await asyncio.to_thread(self.encoded, [Text(text)])).tokens.tolist()
         tokens = tokens if body.get("add_special_tokens", True) else tokens[1:]
         return JSONResponse(dict(tokens=tokens, count=len(tokens), max_model_len=self.worker.engine.longest))
 
@@ -250,7 +276,7 @@ class Server:
         return JSONResponse(dict(status=failure or "ok"), 500 if failure else 200)
 
     async def ready(self, request: Request) -> Response:
-        is_ready = self.worker.ready and not self.worker.failure
+        is_ready = self.worker.ready and not self.worker.failure and not self.worker.closing
         return JSONResponse(dict(ready=is_ready), 200 if is_ready else 503)
 
     async def show_metrics(self, request: Request) -> Response:

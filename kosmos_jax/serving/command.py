@@ -3,6 +3,8 @@
 import logging
 import os
 import re
+import threading
+from functools import partial
 from pathlib import Path
 
 from kosmos_jax.errors import UserError
@@ -11,7 +13,7 @@ from kosmos_jax.serving.chat import TEMPLATES
 
 log = logging.getLogger(__name__)
 KEY = "KOSMOS_API_KEY"
-DRAIN_SECONDS = 30
+DRAIN_SECONDS, SEND_SECONDS = 30, 3  # for what is written, and then for what is sent
 DEFAULT_SLOTS = "256x8,768x4,768x2x4"
 
 
@@ -20,7 +22,7 @@ def add_arguments(parser):
     add("--checkpoint", required=True, metavar="DIR", help="a workdir, its checkpoints/, or one step's folder")
     add("--host", default="127.0.0.1", help="address to listen on; default: 127.0.0.1, this machine alone")
     add("--port", type=int, default=8000, metavar="N", help="default: 8000")
-    add("--name", default="", help="of the model; default: the config's")
+    add("--name", default="", help="of the model; default: the folder's")
     add(
         "--slots",
         default=DEFAULT_SLOTS,
@@ -73,20 +75,28 @@ def serve(args) -> int:
     metrics = Metrics()
     worker = Worker(generator, args.queue, metrics.first_token)
     metrics.watch(worker)
-    limits = media.Limits(items=args.max_items, hosts=frozenset(args.allow_host))
+    limits = media.Limits(items=args.max_items, hosts=frozenset(map(str.lower, args.allow_host)))
     name = args.name or Path(args.checkpoint).resolve().name
     server = Server(worker, metrics, name, args.template, limits, args.api_key or os.environ.get(KEY, ""))
-    settings = dict(host=args.host, port=args.port, log_level="warning", timeout_graceful_shutdown=DRAIN_SECONDS)
+    settings = dict(host=args.host, port=args.port, log_level="warning", timeout_graceful_shutdown=SEND_SECONDS)
     http = uvicorn.Server(uvicorn.Config(server.app, **settings))
     worker.start()
     log.info("%s at http://%s:%d", name, args.host, args.port)
-    previous = http.handle_exit
-
-    def leave(number, frame):
-        worker.close()  # new requests get 503, those that are there go on
-        previous(number, frame)
-
-    http.handle_exit = leave
+    http.handle_exit = partial(_drain, worker, http)
     http.run()
-    worker.stop(DRAIN_SECONDS)
+    worker.stop(0)
     return 0 if not worker.failure else 1
+
+
+def _drain(worker, http, *_):
+    """At the first signal new requests get 503, and the server ends after those that are there; at another, at once."""
+    if worker.closing:
+        http.should_exit = http.force_exit = True
+        return
+    worker.close()
+
+    def wait():
+        worker.wait(DRAIN_SECONDS)
+        http.should_exit = True
+
+    threading.Thread(target=wait, name="drain", daemon=True).start()

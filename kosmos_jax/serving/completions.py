@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse, Response
 
 from data_pipeline.documents import Text
 from kosmos_jax.inference.options import Completion
-from kosmos_jax.inference.prompts import EncodedPrompt, encode_prompt
+from kosmos_jax.inference.prompts import EncodedPrompt
 from kosmos_jax.serving import protocol
 from kosmos_jax.serving.protocol import BadRequest
 
@@ -48,8 +48,8 @@ async def _completed(server, prompt: EncodedPrompt, given: list[int], options, a
       asked: protocol.Asked.
       most: new tokens at most.
     """
-    scored = None
-    if asked.echo:
+    scored, decode = None, server.tokenizer.decode
+    if asked.echo and asked.top is not None:
         start = prompt._replace(tokens=prompt.tokens[:1])
         async for state in server.worker.run(lambda engine: engine.score(start, [prompt.tokens[1:]], asked.top or 0)):
             scored = state[0]
@@ -62,7 +62,9 @@ async def _completed(server, prompt: EncodedPrompt, given: list[int], options, a
     choices = []
     for completion in completions:
         text, logprobs = server.text(completion, options, asked), None
-        before = server.tokenizer.decode(given) if asked.echo else ""
+        if asked.echo:  # together: alone, a text has no space before its first word
+            whole, cut = decode([*given, *completion.tokens]), len(decode(completion.tokens)) - len(text)
+            text = whole[: len(whole) - cut]
         if asked.top is not None:
             tokens, values, top = server.told(completion)
             if asked.echo:
@@ -72,7 +74,7 @@ async def _completed(server, prompt: EncodedPrompt, given: list[int], options, a
                 top = [*[[]] * bool(given), *(scored.top or [[] for _ in scored.logprobs])[first:], *top]
                 tokens = [*given, *tokens]
             logprobs = protocol.completion_logprobs(tokens, values, top, server.text_of)
-        choice = dict(text=before + text, logprobs=logprobs, finish_reason=protocol.finish_of(completion))
+        choice = dict(text=text, logprobs=logprobs, finish_reason=protocol.finish_of(completion))
         if asked.ids:
             choice |= dict(token_ids=completion.tokens, prompt_token_ids=prompt.tokens.tolist())
         choices.append(choice)
@@ -85,12 +87,14 @@ def _prompts(server, given) -> list[tuple[EncodedPrompt, list[int]]]:
         given = [given]
     if isinstance(given, list) and given and all(isinstance(x, int) and not isinstance(x, bool) for x in given):
         given = [given]
-    if not isinstance(given, list) or not given or len(given) > server.worker.most:
+    if not isinstance(given, list) or not given:
         raise BadRequest("prompt must be a text, a list of texts, or ids of tokens", "prompt")
+    if len(given) > server.worker.most:
+        raise BadRequest(f"{len(given)} prompts; at most {server.worker.most} can be there at the same time", "prompt")
     found = []
     for prompt in given:
         if isinstance(prompt, str):
-            encoded = encode_prompt([Text(prompt)], server.tokenizer)
+            encoded = server.encoded([Text(prompt)])
             found.append((encoded, encoded.tokens[1:].tolist()))
         elif isinstance(prompt, list) and all(isinstance(x, int) and not isinstance(x, bool) for x in prompt):
             size = server.tokenizer.size

@@ -1,22 +1,25 @@
 """/v1/chat/completions and /v1/responses: the next message of a dialogue."""
 
 import asyncio
+import dataclasses
 from functools import partial
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from data_pipeline.documents import Media, Text
-from kosmos_jax.inference.prompts import EncodedPrompt, encode_prompt
+from kosmos_jax.inference.prompts import EncodedPrompt
 from kosmos_jax.serving import chat, media, protocol
 from kosmos_jax.serving.protocol import BadRequest
+
+MEDIA_PARTS = ("image_url", "input_image", "input_audio")
 
 
 async def answer(server, request: Request) -> Response:
     body = await server.body(request)
     asked = protocol.read_asked(body, protocol.CHAT)
-    prompt = await asyncio.to_thread(_dialogue, server, body.get("messages"))
-    options = protocol.make_options(asked, _most_new(server, prompt, body, ("max_completion_tokens", "max_tokens")))
+    prompt = await _dialogue(server, body.get("messages"))
+    options = _options(server, prompt, asked, body, ("max_completion_tokens", "max_tokens"))
     if asked.stream:
         head = protocol.envelope("chat.completion.chunk", server.name, "chatcmpl")
         return await server.stream(request, prompt, options, asked, head, partial(_chat_piece, server))
@@ -28,26 +31,29 @@ async def answer(server, request: Request) -> Response:
         told = None if asked.top is None else protocol.chat_logprobs(*server.told(completion), server.text_of)
         finish = protocol.finish_of(completion)
         choices.append(dict(index=index, message=message, logprobs=told, finish_reason=finish))
+        if asked.ids:
+            choices[-1] |= dict(token_ids=completion.tokens, prompt_token_ids=prompt.tokens.tolist())
     return JSONResponse(head | dict(choices=choices, usage=protocol.usage(len(prompt.tokens), completions)))
 
 
-def _most_new(server, prompt, body, names) -> int:
-    """How many tokens a body wants, or as many as there is room for, within a bound."""
+def _options(server, prompt, asked, body, names):
+    """The options of an answer, of as many tokens as the body says, or as there is room for, within a bound."""
     for name in names:
         most = body.get(name)
         if most is not None:
             if not isinstance(most, int) or isinstance(most, bool) or most < 1:
                 raise BadRequest(f"{name} must be a whole number, at least 1", name)
-            return most
-    room = server.worker.engine.longest - len(prompt.tokens)
-    return max(1, min(protocol.MOST_CHAT_TOKENS, room))
+            return protocol.make_options(asked, most)
+    options = protocol.make_options(asked, protocol.MOST_CHAT_TOKENS)
+    room = server.worker.engine.room(len(prompt.tokens), options.branches)
+    return dataclasses.replace(options, max_new_tokens=max(1, min(options.max_new_tokens, room)))
 
 
-def _dialogue(server, messages) -> EncodedPrompt:
-    """The prompt of a list of messages."""
+async def _dialogue(server, messages) -> EncodedPrompt:
+    """The prompt of a list of messages. Media are counted before any is looked at, and have threads of their own."""
     if not isinstance(messages, list) or not messages:
         raise BadRequest("messages must be a list with at least one message", "messages")
-    read, items = [], 0
+    contents, items = [], 0
     for message in messages:
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
             raise BadRequest("a message is an object with a role and a content", "messages")
@@ -55,15 +61,17 @@ def _dialogue(server, messages) -> EncodedPrompt:
         content = [dict(type="text", text=content)] if isinstance(content, str) else content
         if not isinstance(content, list):
             raise BadRequest("a message's content is a text, or a list of parts", "messages")
-        parts = [_part(server, part) for part in content]
-        items += sum(isinstance(part, Media) for part in parts)
-        if items > server.limits.items:
-            raise BadRequest(f"a request may have {server.limits.items} items of media", "messages")
-        role = {"developer": "system"}.get(message["role"], message["role"])
-        read.append((role, parts))
-    prompt = chat.prompt_of(read, server.template)
-    parts = [Text(part) if isinstance(part, str) else part for part in prompt]
-    return encode_prompt(parts, server.tokenizer)
+        items += sum(isinstance(part, dict) and part.get("type") in MEDIA_PARTS for part in content)
+        contents.append(({"developer": "system"}.get(message["role"], message["role"]), content))
+    if items > server.limits.items:
+        raise BadRequest(f"a request may have {server.limits.items} items of media; this one has {items}", "messages")
+
+    def read():
+        roles = [(role, [_part(server, part) for part in content]) for role, content in contents]
+        prompt = chat.prompt_of(roles, server.template)
+        return server.encoded([Text(part) if isinstance(part, str) else part for part in prompt])
+
+    return await asyncio.get_running_loop().run_in_executor(server.readers if items else None, read)
 
 
 def _part(server, part) -> Text | Media:
@@ -90,22 +98,23 @@ def _chat_piece(server, index: int, text: str, completion, new: slice, finish) -
 async def respond(server, request: Request) -> Response:
     """OpenAI's newer endpoint, without a memory: `input` is a text, or messages."""
     body = await server.body(request)
-    given = body.pop("input", None)
-    renamed = {"max_output_tokens": "max_completion_tokens"}
-    kept = {renamed.get(name, name): value for name, value in body.items() if name not in ("instructions", "store")}
-    asked = protocol.read_asked(kept, protocol.CHAT)
-    if asked.stream or kept.get("previous_response_id"):
-        raise BadRequest("/v1/responses answers at once and remembers nothing here", "stream")
+    given = body.get("input")
+    asked = protocol.read_asked(body, protocol.RESPONSES)
+    several = body.get("n") not in (None, 1)
+    for name in [*(["n"] if several else []), *filter(body.get, ("stream", "logprobs", "return_token_ids"))]:
+        raise BadRequest(f"{name} is not there: /v1/responses gives one answer, at its end, and text alone", name)
     messages = [dict(role="user", content=given)] if isinstance(given, str) else given
     if body.get("instructions"):
         messages = [dict(role="system", content=body["instructions"]), *(messages or [])]
-    prompt = await asyncio.to_thread(_dialogue, server, messages)
-    options = protocol.make_options(asked, _most_new(server, prompt, kept, ("max_completion_tokens",)))
+    prompt = await _dialogue(server, messages)
+    options = _options(server, prompt, asked, body, ("max_output_tokens",))
     (completion, *_) = completions = await server.unless_gone(request, server.last(prompt, options))
     used = protocol.usage(len(prompt.tokens), completions)
     head = protocol.envelope("response", server.name, "resp")
     content = [dict(type="output_text", text=completion.text, annotations=[])]
     message = dict(type="message", id=f"msg-{head['id']}", role="assistant", status="completed", content=content)
     told = dict(input_tokens=used["prompt_tokens"], output_tokens=used["completion_tokens"])
-    head |= dict(created_at=head.pop("created"), status="completed", error=None, incomplete_details=None)
+    full = completion.finish == "length"
+    head |= dict(created_at=head.pop("created"), status="incomplete" if full else "completed", error=None)
+    head |= dict(incomplete_details=dict(reason="max_output_tokens") if full else None)
     return JSONResponse(head | dict(output=[message], usage=told | dict(total_tokens=used["total_tokens"])))

@@ -24,12 +24,14 @@ class Limits:
       body: bytes of the request.
       item: bytes of an item's file.
       items: how many.
+      text: characters of all texts.
       hosts: names of hosts from which files are fetched; none by default.
     """
 
     body: int = 32 * 2**20
     item: int = 16 * 2**20
     items: int = 32
+    text: int = 10**6
     hosts: frozenset[str] = frozenset()
 
 

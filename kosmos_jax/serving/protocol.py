@@ -30,23 +30,28 @@ NAMES = dict(
     length_penalty="length_penalty",
     allowed_token_ids="allowed",
 )
-# What changes no text, and what is accepted at the one value that asks for nothing.
+# What changes no text, and what is accepted at the values that ask for nothing; null asks for nothing anywhere.
 IGNORED = {"model", "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"}
+IGNORED |= {"parallel_tool_calls"}
 NOTHING = dict(
-    frequency_penalty=(0, None),
-    presence_penalty=(0, None),
-    best_of=(None,),
-    suffix=(None, ""),
-    tools=(None, []),
-    tool_choice=(None, "none", "auto"),
-    response_format=(None, {"type": "text"}),
-    modalities=(None, ["text"]),
-    logit_bias=(None,),
+    frequency_penalty=(0,),
+    presence_penalty=(0,),
+    best_of=(1,),
+    suffix=("",),
+    tools=([],),
+    tool_choice=("none", "auto"),
+    response_format=({"type": "text"},),
+    modalities=(["text"],),
+    text=({}, {"format": {"type": "text"}}),
+    truncation=("disabled",),
+    background=(False,),
+    skip_special_tokens=(True,),
 )
 SPECIAL = {"stream", "stream_options", "logprobs", "use_beam_search", "structured_outputs", "logit_bias"}
 SPECIAL |= {"include_stop_str_in_output", "return_token_ids"}
 COMPLETION = {"prompt", "max_tokens", "echo"}
 CHAT = {"messages", "max_tokens", "max_completion_tokens", "top_logprobs"}
+RESPONSES = {"input", "instructions", "max_output_tokens"}
 MOST_CHAT_TOKENS = 256
 LEAST_LOGPROB = -9999.0
 
@@ -86,13 +91,13 @@ def read_asked(body: Mapping, own: set[str]) -> Asked:
 
     Args:
       body: from JSON.
-      own: names of `COMPLETION` or `CHAT`.
+      own: names of `COMPLETION`, `CHAT` or `RESPONSES`.
 
     Raises:
       BadRequest: a field that is unknown, of the wrong type, or that asks for what cannot be.
     """
     for name, value in body.items():
-        if name in NAMES or name in own or name in SPECIAL or name in IGNORED:
+        if value is None or name in NAMES or name in own or name in SPECIAL or name in IGNORED:
             continue
         if name not in NOTHING:
             raise BadRequest(f"{name} is not known here", name)
@@ -137,7 +142,7 @@ def read_asked(body: Mapping, own: set[str]) -> Asked:
 def _top(body: Mapping, own: set[str]) -> int | None:
     """How many of the most likely tokens are wanted: completions ask by a number, chat by two fields."""
     wanted, top = body.get("logprobs"), body.get("top_logprobs")
-    if own is CHAT:
+    if own is not COMPLETION:
         if not isinstance(wanted or False, bool):
             raise BadRequest("logprobs is true or false here", "logprobs")
         if top is not None and not wanted:
@@ -171,7 +176,7 @@ def logprob(value: float) -> float:
     return max(value, LEAST_LOGPROB)
 
 
-def completion_logprobs(tokens, logprobs, top, text_of: Callable, offset: int = 0) -> dict:
+def completion_logprobs(tokens, logprobs, top, text_of: Callable) -> dict:
     """Log-probabilities as /v1/completions has them.
 
     Args:
@@ -179,12 +184,12 @@ def completion_logprobs(tokens, logprobs, top, text_of: Callable, offset: int = 
       logprobs: of each; None for one that has none.
       top: the most likely tokens of each, as `Completion.top`.
       text_of: id -> text.
-      offset: characters before the first token.
     """
-    words, offsets = [text_of(token) for token in tokens], []
+    words, offsets, offset, begins = [text_of(token) for token in tokens], [], 0, True
     for word in words:
         offsets.append(offset)
-        offset += len(word)
+        offset += len(word) - (begins and word.startswith(" "))  # a text, or a line, has no space before it
+        begins = word == "\n"
     tops = [
         None if value is None else {text_of(i): logprob(x) for i, x in few} | {word: logprob(value)}
         for word, value, few in zip(words, logprobs, top, strict=True)

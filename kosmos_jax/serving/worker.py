@@ -62,12 +62,13 @@ class Worker:
       most: requests that may be there at the same time.
       ready: whether all is compiled.
       failure: the error that ended the engine, or None.
+      closing: whether no more requests are taken.
     """
 
     def __init__(self, generator, most: int, on_first: Callable = lambda job: None):
         """Args: most: requests that are there at the same time. on_first: told of a job's first token."""
         self.generator, self.engine, self.most, self._on_first = generator, generator.engine, most, on_first
-        self.ready, self.failure, self._closing = False, None, False
+        self.ready, self.failure, self.closing = False, None, False
         self._orders, self._jobs = queue.SimpleQueue(), []
         self._count, self._lock = 0, threading.Lock()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -82,16 +83,20 @@ class Worker:
 
     def close(self):
         """Takes no more requests; those that are there go on."""
-        self._closing = True
+        self.closing = True
 
     def stop(self, seconds: float):
         """Ends the thread, after the requests that are there or so many seconds."""
         self.close()
+        self.wait(seconds)
+        self._orders.put(None)
+        self._thread.join(5)
+
+    def wait(self, seconds: float):
+        """Until no request is there, or so many seconds."""
         end = time.monotonic() + seconds
         while self._count and time.monotonic() < end and not self.failure:
             time.sleep(0.05)
-        self._orders.put(None)
-        self._thread.join(5)
 
     async def run(self, start: Callable) -> AsyncIterator:
         """The states of a request: what `snapshot` says after each turn of the engine that changed it.
@@ -107,7 +112,7 @@ class Worker:
         """
         if self.failure:
             raise Failed(self.failure)
-        if self._closing:
+        if self.closing:
             raise Closing
         with self._lock:
             if self._count >= self.most:

@@ -116,6 +116,68 @@ def test_echo_tells_each_token_of_the_prompt_once(server, generator, tokenizer):
     assert len(zero["logprobs"]["tokens"]) == len(ids)
 
 
+def test_an_echoed_text_is_the_prompt_with_its_continuation(server, tokenizer):
+    body = dict(
+        prompt="The digit is", max_tokens=9, temperature=3, seed=4, echo=True, logprobs=0, return_token_ids=True
+    )
+    choice = post(server, "/v1/completions", **body).json()["choices"][0]
+    ids = [*choice["prompt_token_ids"], *choice["token_ids"]]
+    assert choice["text"] == tokenizer.decode(ids)
+    told = choice["logprobs"]
+    starts = [*told["text_offset"], len(choice["text"])]
+    pieces = [choice["text"][a:b] for a, b in zip(starts, starts[1:], strict=False)]
+    begins = [True, *(word == "\n" for word in told["tokens"])]  # where a text or a line begins, there is no space
+    expected = [word[begin and word[0] == " " :] for word, begin in zip(told["tokens"], begins, strict=False)]
+    assert pieces == expected
+
+
+def test_a_stop_id_is_told_as_itself(server):
+    asked = dict(prompt="The digit is", max_tokens=6, temperature=0, logprobs=0, return_token_ids=True)
+    free = post(server, "/v1/completions", **asked).json()["choices"][0]
+    ended = post(server, "/v1/completions", **asked, stop_token_ids=free["token_ids"][:1]).json()["choices"][0]
+    assert ended["token_ids"] == [] and ended["finish_reason"] == "stop"
+    assert ended["logprobs"]["tokens"] == free["logprobs"]["tokens"][:1]
+
+
+def test_what_asks_for_nothing_is_accepted(server):
+    nothing = dict(
+        user="me", best_of=1, frequency_penalty=0, presence_penalty=0.0, logit_bias={}, suffix=None, tools=[]
+    )
+    nothing |= dict(metadata={}, response_format=dict(type="text"), guided_json=None, n=1, stop=None, store=False)
+    assert post(server, "/v1/completions", prompt="x", max_tokens=2, **nothing).status_code == 200
+
+
+def test_an_answer_has_the_tokens_that_fit_where_none_are_given(server):
+    messages = [dict(role="user", content="x")]
+    for n in (1, 2, 4):
+        asked = dict(messages=messages, n=n, ignore_eos=True)
+        answer = post(server, "/v1/chat/completions", **asked).json()
+        most = answer["usage"]["completion_tokens"] // n
+        assert most == server.worker.engine.room(answer["usage"]["prompt_tokens"], n)
+        assert post(server, "/v1/chat/completions", **asked, max_tokens=most).status_code == 200
+        assert post(server, "/v1/chat/completions", **asked, max_tokens=most + 1).status_code == 400
+
+
+def test_an_answer_that_had_no_room_is_incomplete(client):
+    answer = client.responses.create(model="tiny", input="x", max_output_tokens=3, extra_body=dict(ignore_eos=True))
+    assert (answer.status, answer.incomplete_details.reason) == ("incomplete", "max_output_tokens")
+
+
+def test_ids_come_in_streams_and_dialogues_too(server, client):
+    asked = dict(model="tiny", messages=[dict(role="user", content="x")], max_tokens=9, temperature=0)
+    whole = post(server, "/v1/chat/completions", **asked, return_token_ids=True).json()["choices"][0]
+    stream = client.chat.completions.create(**asked, stream=True, extra_body=dict(return_token_ids=True))
+    pieces = [piece.choices[0] for piece in stream]
+    assert sum((getattr(piece, "token_ids", []) for piece in pieces), []) == whole["token_ids"] != []
+
+
+def test_media_are_counted_before_any_is_looked_at(server, monkeypatch):
+    monkeypatch.setattr("kosmos_jax.serving.media.from_url", lambda *_: pytest.fail("it was looked at"))
+    content = [dict(type="image_url", image_url=dict(url="data:image/png;base64,AAAA"))] * 33
+    answer = post(server, "/v1/chat/completions", messages=[dict(role="user", content=content)])
+    assert answer.status_code == 400 and "32 items of media; this one has 33" in answer.json()["error"]["message"]
+
+
 def test_options_of_vllm_do_what_they_say(server, generator, tokenizer):
     body = dict(model="tiny", prompt="The digit is", max_tokens=6)
     found = post(server, "/v1/completions", **body, use_beam_search=True, n=3, length_penalty=0.5).json()["choices"]
@@ -147,6 +209,14 @@ def test_options_of_vllm_do_what_they_say(server, generator, tokenizer):
         ("completions", dict(model="other"), 404, "there is no model 'other'"),
         ("completions", dict(n=9), 400, "9 branches"),
         ("completions", dict(stop=3), 400, "stop is 3"),
+        ("completions", dict(prompt=["x"] * 65), 400, "65 prompts; at most 64"),
+        ("completions", dict(prompt="x" * (10**6 + 1)), 400, "1,000,001"),
+        ("completions", dict(best_of=2), 400, "best_of is not supported"),
+        ("responses", dict(n=2), 400, "n is not there"),
+        ("responses", dict(stream=True), 400, "stream is not there"),
+        ("responses", dict(messages=[]), 400, "messages is not known"),
+        ("responses", dict(previous_response_id="resp-1"), 400, "previous_response_id is not known"),
+        ("embeddings", {}, 405, "POST /v1/embeddings: Method Not Allowed"),
         ("chat/completions", dict(messages=[]), 400, "messages must be a list"),
         ("chat/completions", dict(messages=[dict(role="tool", content="x")]), 400, "role is 'tool'"),
         ("chat/completions", dict(tools=[dict(type="function")]), 400, "tools is not supported"),
@@ -154,8 +224,9 @@ def test_options_of_vllm_do_what_they_say(server, generator, tokenizer):
     ],
 )
 def test_what_cannot_be_answered_is_told(server, path, change, status, words):
-    body = dict(model="tiny", max_tokens=4)
-    body |= dict(prompt="x") if path == "completions" else dict(messages=[dict(role="user", content="x")])
+    inputs = dict(completions=dict(prompt="x"), responses=dict(input="x", max_output_tokens=4))
+    body = dict(model="tiny") | inputs.get(path, dict(messages=[dict(role="user", content="x")]))
+    body |= dict(max_tokens=4) if path != "responses" else {}
     answer = post(server, f"/v1/{path}", **body | change)
     assert answer.status_code == status and words in answer.json()["error"]["message"], answer.text
 
