@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 from kosmos_jax.inference import beam, prefill, slots
 from kosmos_jax.inference.weights import inference_model, inference_weights
+from kosmos_jax.parallel.mesh import AXES
 from kosmos_jax.parallel.sharding import fitting
 
 # Tokens that are appended at once where a choice leaves none.
@@ -27,10 +28,9 @@ class Device:
     Pages are known by their length, pools by (length, branches); both are made when they are first asked for.
     """
 
-    def __init__(
-        self, config, params, *, eos: int, vectors: int, chunk: int, steps: int, blocks: int, mesh=None, int8=()
-    ):
-        """Copies the weights into the form that generation wants.
+    def __init__(self, config, params, *, eos: int, vectors: int, chunk: int, steps: int, blocks: int, int8=()):
+        """Copies the weights into the form that generation wants. They stay on their devices, and all else joins them:
+        on a mesh, slots are split over its axis `data`, heads over `tensor`.
 
         Args:
           config: config.model.
@@ -41,10 +41,11 @@ class Device:
           steps: K, tokens of a dispatch at most.
           blocks: R, pieces that are kept at most.
           int8: what is held in eight bits, of "weights" and "cache".
-          mesh: where the parameters are; slots are split over its axis `data`, heads over `tensor`. None: one device.
         """
-        self.chunk, self._block_count, self._mesh = chunk, blocks, mesh
+        self.chunk, self._block_count = chunk, blocks
         self._model = model = inference_model(config, "weights" in int8, "cache" in int8)
+        self.update(params)
+        self._mesh = mesh_of(self._weights)
         own, width, vocabulary = nnx.split(model)[0], config.text.width, config.text.vocab_size
         self._make_table = self._compiled(lambda: jnp.zeros((vectors, width), model.dtype))
         self._perceive = self._compiled(partial(prefill.perceive, own), donated="table_MD", static="name")
@@ -62,7 +63,6 @@ class Device:
         self._jump = self._compiled(partial(slots.jump, own), donated="slots", rows="data")
         self._rebias = self._compiled(slots.rebias, donated="rules", rows="data")
         self._best = self._compiled(beam.best)
-        self.update(params)
 
     def _compiled(self, function, *, donated=(), static=(), rows=None):
         """A program whose results lie where the next program wants them.
@@ -87,7 +87,7 @@ class Device:
             return jax.lax.with_sharding_constraint(x, NamedSharding(self._mesh, P()))
 
         names = dict(donate_argnames=donated, static_argnames=static)
-        return jax.jit(function if self._mesh is None else functools.wraps(function)(pinned), **names)
+        return jax.jit(functools.wraps(function)(pinned), **names)
 
     def update(self, params):
         """Takes new weights of the same model; what was read with the old ones is forgotten."""
@@ -176,3 +176,12 @@ class Device:
     def hypotheses(self, pool: tuple[int, int], b: int) -> beam.Best:
         """The best ones of a search that ended."""
         return jax.device_get(self._best(self._pools[pool][0].beams, np.int32(b)))
+
+
+def mesh_of(weights) -> jax.sharding.Mesh:
+    """The mesh that weights are on; one device is a mesh too, to which all that is made beside them is committed."""
+    sharding = jax.tree.leaves(weights)[0].sharding
+    if isinstance(sharding, NamedSharding):
+        return sharding.mesh
+    (device,) = sharding.device_set
+    return jax.sharding.Mesh(np.array([device]).reshape([1] * len(AXES)), AXES)

@@ -40,9 +40,7 @@ class Engine:
       written: tokens that were written so far.
     """
 
-    def __init__(
-        self, config, params, tokenizer, *, max_rows=32, pools=None, chunk=32, steps=16, pieces=None, mesh=None, int8=()
-    ):
+    def __init__(self, config, params, tokenizer, *, max_rows=32, pools=None, chunk=32, steps=16, pieces=None, int8=()):
         """Makes an engine with nothing to do.
 
         Args:
@@ -55,7 +53,6 @@ class Engine:
           chunk: tokens of a piece of a prompt; lengths are multiples of it.
           steps: tokens at most that a turn writes in each branch.
           pieces: of prompts that a turn reads at most, while others write; None for all.
-          mesh: where the parameters are, see `Device`.
           int8: what is held in eight bits, of "weights" and "cache", see model/int8.py.
         """
         self.config, self.tokenizer, self._chunk, self._pieces = config, tokenizer, chunk, pieces
@@ -72,7 +69,7 @@ class Engine:
         self.longest, self.written, blocks = longest if pools else self._most, 0, longest // chunk
         vectors = max(1, sum(PLACES * modality.tokens for modality in found))
         shapes = dict(vectors=vectors, chunk=chunk, steps=steps, blocks=blocks)
-        self.device = Device(config, params, eos=tokenizer.eos, mesh=mesh, int8=int8, **shapes)
+        self.device = Device(config, params, eos=tokenizer.eos, int8=int8, **shapes)
         self.reader = Reader(self.device, found, PLACES, counts, blocks)
         self.waiting: deque[Request] = deque()
         self._current: tuple[Request, Iterator] | None = None
