@@ -22,6 +22,8 @@ from kosmos_jax.model.positions import most_positions
 from kosmos_jax.parallel.distributed import exchange
 
 WAIT_SECONDS = 600
+# Tokens of a piece of a prompt, and of a turn of the engine, unless something else is asked for.
+CHUNK, STEPS = 32, 16
 # Items of each modality whose vectors are kept, and numbers of items that are encoded together.
 PLACES, COUNTS = 64, (1, 2, 4, 8)
 # Entries of a pool's cache, at most, where pools are made as they are needed.
@@ -107,6 +109,18 @@ class Pool:
         return [(b, job) for b, job in enumerate(self.jobs) if job is not None]
 
 
+def device_shapes(modalities, longest: int, chunk: int = CHUNK, steps: int = STEPS) -> dict[str, int]:
+    """Sizes of what a `Device` holds.
+
+    Args:
+      modalities: of the model.
+      longest: the length of the longest pool.
+      chunk, steps: see `Engine`.
+    """
+    vectors = max(1, sum(PLACES * modality.tokens for modality in modalities))
+    return dict(vectors=vectors, chunk=chunk, steps=steps, blocks=longest // chunk)
+
+
 class Engine:
     """Takes requests at any time and moves them all on at every `step`.
 
@@ -116,7 +130,18 @@ class Engine:
     """
 
     def __init__(
-        self, config, params, tokenizer, *, max_rows=32, pools=None, chunk=32, steps=16, pieces=None, mesh=None, int8=()
+        self,
+        config,
+        params,
+        tokenizer,
+        *,
+        max_rows=32,
+        pools=None,
+        chunk=CHUNK,
+        steps=STEPS,
+        pieces=None,
+        mesh=None,
+        int8=(),
     ):
         """Makes an engine with nothing to do.
 
@@ -144,11 +169,9 @@ class Engine:
         self._pools = {key: Pool(*key) for key in sorted(pools or ())}
         counts, found = COUNTS[2:3] if pools else COUNTS, tokenizer.modalities
         longest = max(length for length, _ in pools) if pools else min(2048, self._most)
-        blocks = longest // chunk
-        vectors = max(1, sum(PLACES * modality.tokens for modality in found))
-        shapes = dict(vectors=vectors, chunk=chunk, steps=steps, blocks=blocks)
+        shapes = device_shapes(found, longest, chunk, steps)
         self.device = Device(config, params, eos=tokenizer.eos, mesh=mesh, int8=int8, **shapes)
-        self.reader = Reader(self.device, found, PLACES, counts, blocks)
+        self.reader = Reader(self.device, found, PLACES, counts, shapes["blocks"])
         self.waiting: deque[Request] = deque()
         self._current: tuple[Request, Iterator] | None = None
         # Seeds that nobody gave: the same in all processes, which do the same at every turn.
