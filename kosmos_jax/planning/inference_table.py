@@ -82,7 +82,30 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def document(cells: dict[str, dict]) -> str:
-    return f"""{markdown(cells)}"""
+    notes = {}
+    for name, cell in cells.items():
+        for note in cell.get("notes", ()):
+            notes.setdefault(note, []).append(name)
+    said = "".join(f"- {', '.join(names)}: {note}\n" for note, names in notes.items())
+    return f"""# Plans for generation
+
+What `kosmos plan --inference` says for sizes of configs/kosmos1_sizes.py in bfloat16: the real programs that read and
+write, compiled for hardware that was not there. **Times and tokens a second are bounds from the makers' figures, not
+measurements**, and hold no latency of a kernel or a collective.
+
+Heads are split over all devices, and slots of 256, 768 and 2,048 tokens get the same bytes, as many as fit. A step
+reads the weights and all keys and values of a pool once (those of empty entries too); the pools take turns. `one slot`
+is a slot of 256 tokens with no other one there; `prompt` is read in pieces of 32 tokens, for each of which the decoder's
+weights are read. v5p-8, Cloud TPU's name, has four chips.
+
+Made by `python -m kosmos_jax.planning.inference_table`, which needs `kosmos_jax[plan]` and resumes where it stopped;
+more figures are in inference_plans.json. The compiler's seconds, for the last number of slots tried, are of one of two
+busy cores.
+
+{markdown(cells)}
+Notes of the planner:
+
+{said}"""
 
 
 if __name__ == "__main__":
