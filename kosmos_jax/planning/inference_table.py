@@ -95,8 +95,8 @@ measurements**, and hold no latency of a kernel or a collective.
 
 Heads are split over all devices, and slots of 256, 768 and 2,048 tokens get the same bytes, as many as fit. A step
 reads the weights and all keys and values of a pool once (those of empty entries too); the pools take turns. `one slot`
-is a slot of 256 tokens with no other one there; `prompt` is read in pieces of 32 tokens, for each of which the decoder's
-weights are read. v5p-8, Cloud TPU's name, has four chips.
+is a slot of 256 tokens with no other one there; `prompt` is read in pieces of 32 tokens, and each reads the decoder's
+weights. v5p-8, Cloud TPU's name, has four chips.
 
 Made by `python -m kosmos_jax.planning.inference_table`, which needs `kosmos_jax[plan]` and resumes where it stopped;
 more figures are in inference_plans.json. The compiler's seconds, for the last number of slots tried, are of one of two
