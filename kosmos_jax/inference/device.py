@@ -34,7 +34,8 @@ class Device:
 
         Args:
           config: config.model.
-          params: path -> array, see model.parameters, or an iterator over such pairs.
+          params: path -> array, see model.parameters, or an iterator over such pairs. Shapes with shardings are enough
+            to ask for `shapes` and programs.
           eos: the id of </s>.
           vectors: M, rows of the table of vectors.
           chunk: C, tokens of a piece.
@@ -74,9 +75,7 @@ class Device:
         """
 
         def pin(x):
-            """Keys and values are the arrays of four dimensions, the second of which are heads."""
-            spec = fitting((rows, "tensor") if x.ndim == 4 else (rows,), x.shape, self._mesh) if x.ndim else P()
-            return jax.lax.with_sharding_constraint(x, NamedSharding(self._mesh, spec))
+            return jax.lax.with_sharding_constraint(x, self._place(x, rows))
 
         def pinned(*args, **kwargs):
             found = function(*args, **kwargs)
@@ -88,6 +87,44 @@ class Device:
 
         names = dict(donate_argnames=donated, static_argnames=static)
         return jax.jit(functools.wraps(function)(pinned), **names)
+
+    def _place(self, x, rows) -> NamedSharding:
+        """Keys and values are the arrays of four dimensions, the second of which are heads."""
+        spec = fitting((rows, "tensor") if x.ndim == 4 else (rows,), x.shape, self._mesh) if x.ndim else P()
+        return NamedSharding(self._mesh, spec)
+
+    def shapes(self, length: int, rows: int) -> dict:
+        """What lies on a mesh for a pool of slots with one branch each: shapes and shardings, nothing allocated.
+
+        Args:
+          length: S.
+          rows: B.
+
+        Returns:
+          "weights", "table", "page", "blocks" and "slots" (with their rules), trees of jax.ShapeDtypeStruct.
+        """
+
+        def placed(make, over=None, **sizes):
+            return jax.tree.map(lambda x: x.update(sharding=self._place(x, over)), make.eval_shape(**sizes))
+
+        return dict(
+            weights=self._weights,
+            table=placed(self._make_table),
+            page=placed(self._make_cache, rows=1, entries=length),
+            blocks=placed(self._make_cache, rows=self._block_count, entries=self.chunk),
+            slots=placed(self._make_slots, "data", rows=rows, entries=length, branches=1),
+        )
+
+    def lowered(self, shapes: dict) -> dict[str, jax.stages.Lowered]:
+        """The programs `decode` and `read`, for `shapes`, before the compiler."""
+        number, flag = jax.ShapeDtypeStruct((), jnp.int32), jax.ShapeDtypeStruct((), bool)
+        of_slots = jax.ShapeDtypeStruct(shapes["slots"][0].used_B.shape, jnp.int32)
+        piece = (jax.ShapeDtypeStruct((self.chunk,), dtype) for dtype in (jnp.int32, jnp.int32, jnp.uint32, jnp.int32))
+        weights, page = shapes["weights"], shapes["page"]
+        return dict(
+            decode=self._decode.lower(weights, *shapes["slots"], of_slots, flag),
+            read=self._read.lower(weights, shapes["table"], page, prefill.Piece(*piece), number),
+        )
 
     def update(self, params):
         """Takes new weights of the same model; what was read with the old ones is forgotten."""
