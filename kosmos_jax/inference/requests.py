@@ -85,9 +85,10 @@ class Generation(Request):
         ended = bool(tokens) and tokens[-1] in ends_of(options, tokenizer.eos)
         completion.tokens = tokens[:-1] if ended else list(tokens)
         whole = decode(completion.tokens)
-        if (before := text.cut(whole, options.stop)) is not None:
-            completion.text, completion.finish = before, "stop"
+        if text.cut(whole, options.stop) is not None:
+            # As if the tokens had come one by one: later ones may complete a stop string that begins earlier.
             completion.tokens = text.first_tokens_with(decode, completion.tokens, options.stop)
+            completion.text, completion.finish = text.cut(decode(completion.tokens), options.stop), "stop"
             if completion.logprobs is not None:
                 del completion.logprobs[len(completion.tokens) :], completion.top[len(completion.tokens) :]
         elif running:

@@ -96,6 +96,10 @@ class Server:
                 response = self._error(f"the engine has failed: {error}", 500)
             except ClientDisconnect:
                 response = Response(status_code=499)
+            except Exception:  # a mistake of ours: clients read it as any other error, and it is counted
+                log.exception("%s could not be answered", request.url.path)
+                headers = {"x-should-retry": "false"}
+                response = self._error("the server made a mistake; its log says more", 500)
             response.headers.update(headers)
             self.metrics.answered(request.url.path, response.status_code)
             if request.method == "POST":  # not what watches the server

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from kosmos_jax.errors import UserError
 
 SECONDS, REDIRECTS = 10.0, 3
+TRANSLATED = ipaddress.ip_network("64:ff9b::/96"), ipaddress.ip_network("2002::/16")  # NAT64, 6to4
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def fetch(url: str, kind: str, limits: Limits) -> bytes:
     """
     end = time.monotonic() + SECONDS
     for _ in range(REDIRECTS + 1):
-        parts = urllib.parse.urlsplit(url)
+        parts = _parsed(url, kind)
         if parts.scheme not in ("http", "https") or not limits.hosts:
             raise UserError(f"this server fetches no {kind} from addresses; send it as a data URL")
         if parts.hostname not in limits.hosts:
@@ -83,7 +84,8 @@ def fetch(url: str, kind: str, limits: Limits) -> bytes:
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise UserError(f"an {kind} cannot be fetched from {parts.hostname}: {type(error).__name__}") from error
         if answer.status in (301, 302, 303, 307, 308):
-            url = urllib.parse.urljoin(url, answer.headers.get("Location", ""))
+            there = _parsed(answer.headers.get("Location", ""), kind)
+            url = urllib.parse.urljoin(url, there.geturl())
             continue
         if answer.status != 200:
             raise UserError(f"an {kind} cannot be fetched from {parts.hostname}: status {answer.status}")
@@ -91,6 +93,13 @@ def fetch(url: str, kind: str, limits: Limits) -> bytes:
             raise UserError(f"an {kind} of {parts.hostname} has more than {limits.item:,} bytes")
         return data
     raise UserError(f"an {kind} cannot be fetched: more than {REDIRECTS} redirects")
+
+
+def _parsed(url: str, kind: str) -> urllib.parse.SplitResult:
+    try:
+        return urllib.parse.urlsplit(url)
+    except ValueError as error:
+        raise UserError(f"the url of an {kind} is none: {error}") from error
 
 
 def public_address(host: str, port: int) -> str:
@@ -104,7 +113,9 @@ def public_address(host: str, port: int) -> str:
     for address in found:
         parsed = ipaddress.ip_address(address.partition("%")[0])
         parsed = getattr(parsed, "ipv4_mapped", None) or parsed
-        if not parsed.is_global or parsed.is_multicast:
+        # Gateways send some addresses of IPv6 on to the one of IPv4 in them: that may be inside.
+        translated = parsed.version == 6 and any(parsed in network for network in TRANSLATED)
+        if not parsed.is_global or parsed.is_multicast or translated:
             raise UserError(f"{host} is no public host")
     return found[0]
 

@@ -216,4 +216,6 @@ def error_body(message: str, status: int, param: str | None = None) -> dict:
     """An error as OpenAI's clients read it."""
     kinds = {401: "authentication_error", 429: "rate_limit_error"}
     kind = kinds.get(status, "invalid_request_error" if status < 500 else "server_error")
+    # Half of a surrogate pair, which a name of a field may have, cannot be sent.
+    message, param = (text and text.encode(errors="backslashreplace").decode() for text in (message, param))
     return dict(error=dict(message=message, type=kind, param=param, code=status))

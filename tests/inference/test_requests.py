@@ -275,6 +275,15 @@ def test_pieces_of_a_stream_are_the_text_and_a_stop_string_never_shows(generator
     assert shown == whole.partition(stop)[0]
 
 
+def test_of_stop_strings_that_overlap_the_one_that_is_complete_first_counts(generator, prompts):
+    options = dict(max_new_tokens=30, temperature=3.0, seed=4)
+    whole = generator.generate(prompts[1], **options)
+    early, late = whole[3:5], whole[2:9]
+    (alone,) = generator.complete([prompts[1]], stop=early, **options)
+    (both,) = generator.complete([prompts[1]], stop=[late, early], **options)
+    assert whole.find(late) < len(alone.text) and both == alone
+
+
 @pytest.mark.parametrize(
     "written, stop, shown",
     [

@@ -34,7 +34,7 @@ def resolver(addresses):
 @pytest.mark.parametrize(
     "address",
     ["127.0.0.1", "10.0.0.1", "169.254.169.254", "::1", "::ffff:127.0.0.1", "fe80::1%eth0", "0.0.0.0", "224.0.0.1"]
-    + [f"{PUBLIC} 192.168.1.1", "100.64.0.1", "fd00::1"],
+    + [f"{PUBLIC} 192.168.1.1", "100.64.0.1", "fd00::1", "64:ff9b::7f00:1", "2002:7f00:1::"],
 )
 def test_a_name_that_leads_inside_is_refused(monkeypatch, address):
     monkeypatch.setattr(socket, "getaddrinfo", resolver({"pictures.example": address})[0])
@@ -55,6 +55,9 @@ def test_a_host_that_nobody_named_is_refused(monkeypatch):
     for url in ("ftp://pictures.example/a", "gopher://x", "//pictures.example/a"):
         with pytest.raises(UserError, match="fetches no image"):
             media.fetch(url, "image", ALLOWED)
+    for limits in (ALLOWED, media.Limits()):
+        with pytest.raises(UserError, match="the url of an image is none"):
+            media.fetch("http://[::1", "image", limits)
 
 
 @pytest.fixture
@@ -106,6 +109,7 @@ def test_each_redirect_is_looked_at(monkeypatch, web):
     pages["/metadata"] = (302, {"Location": "http://169.254.169.254/latest"}, b"")
     pages["/inside"] = (301, {"Location": "http://other.example/file"}, b"")
     pages["/round"] = (302, {"Location": "/round"}, b"")
+    pages["/nowhere"] = (302, {"Location": "http://[::1"}, b"")
     pages["/large"] = (200, {}, b"x" * 2000)
     pages["/gone"] = (404, {}, b"")
     names = {"pictures.example": PUBLIC, "other.example": PUBLIC}
@@ -114,6 +118,7 @@ def test_each_redirect_is_looked_at(monkeypatch, web):
     for path, words in (
         ("metadata", "fetches no files of 169.254.169.254"),
         ("round", "more than 3 redirects"),
+        ("nowhere", "the url of an image is none"),
         ("large", "more than 1,000 bytes"),
         ("gone", "status 404"),
     ):
@@ -156,7 +161,8 @@ def hammered(server, examples):
 
     with httpx.Client(base_url=server.url, timeout=60) as client:
         send()
-        for content in (b"", b"{", b"[]", b"null", b"\xff", b"[" * 100_000, b'{"prompt": NaN}', b'{"a": 1e999}'):
+        wrong = [b"", b"{", b"[]", b"null", b"\xff", b"[" * 100_000, b'{"prompt": NaN}', b'{"a": 1e999}']
+        for content in [*wrong, b'{"\\ud800": 1}']:
             for path in PATHS:
                 assert client.post(path, content=content).status_code in (400, 413)
     assert idle(server) and httpx.get(f"{server.url}/health").status_code == 200

@@ -168,6 +168,7 @@ def test_what_cannot_be_answered_is_told(server, path, change, status, words):
         ("data:text/html;base64,AAAA", "begins with data:image/"),
         ("https://example.org/a.png", "fetches no image"),
         ("file:///etc/passwd", "fetches no image"),
+        ("http://[::1", "the url of an image is none"),
         (7, "must be a text"),
     ],
 )
