@@ -228,9 +228,11 @@ def _verify_arguments(parser):
 
 
 def _plan(args) -> int:
-    from kosmos_jax.planning.command import plan
+    from kosmos_jax.planning.command import plan, plan_inference
 
-    return plan(args)
+    if not args.inference and (args.slots or args.int8):
+        raise UserError("--slots and --int8 are for --inference")
+    return plan_inference(args) if args.inference else plan(args)
 
 
 def _plan_arguments(parser):
@@ -241,6 +243,9 @@ def _plan_arguments(parser):
     add("--mesh", default="", metavar="NAME", help="fsdp, hsdp, fsdp_tp, ..., or auto; default: the config's")
     add("--fit", action="store_true", help="search remat, microbatches and mesh for the fastest that fits")
     add("--json", metavar="FILE", help="write the figures there too")
+    add("--inference", action="store_true", help="plan generation: slots that fit, and bounds for tokens a second")
+    add("--slots", default="", metavar="LENGTHxN,...", help="256x32,768x8; default: as many as fit of 256, 768, 2048")
+    _int8_argument(parser)
 
 
 def _launch(args) -> int:

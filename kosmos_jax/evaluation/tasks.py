@@ -219,11 +219,11 @@ def during_training(split: str = "validation"):
         nonlocal generator
         from kosmos_jax.inference.generator import Generator
 
-        mesh = getattr(next(iter(params.values())).sharding, "mesh", None)
-        if mesh and mesh.size == 1:  # without it, so that `kosmos eval` finds the programs that are compiled here
-            mesh, params = None, {path: leaf.addressable_data(0) for path, leaf in params.items()}
+        # On one device without its mesh, so that `kosmos eval` finds the programs that are compiled here.
+        if all(len(leaf.sharding.device_set) == 1 for leaf in params.values()):
+            params = {path: leaf.addressable_data(0) for path, leaf in params.items()}
         if generator is None:
-            generator = Generator(config.model, params, tokenizer, mesh=mesh)
+            generator = Generator(config.model, params, tokenizer)
         else:
             generator.update(params)
         results = run_tasks(generator, config, split)

@@ -39,7 +39,7 @@ def load(checkpoint, mesh=None, **engine):
 
     # One after another, each freed once it has the form that generation wants.
     record, weights = open_weights(checkpoint, shardings_of=None if mesh is None else shardings)
-    return Generator(record.config.model, weights, record.tokenizer, mesh=mesh, **engine)
+    return Generator(record.config.model, weights, record.tokenizer, **engine)
 
 
 __all__ = ["load"]

@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 from kosmos_jax.inference import beam, prefill, slots
 from kosmos_jax.inference.weights import inference_model, inference_weights
+from kosmos_jax.parallel.mesh import AXES
 from kosmos_jax.parallel.sharding import fitting
 
 # Tokens that are appended at once where a choice leaves none.
@@ -27,24 +28,25 @@ class Device:
     Pages are known by their length, pools by (length, branches); both are made when they are first asked for.
     """
 
-    def __init__(
-        self, config, params, *, eos: int, vectors: int, chunk: int, steps: int, blocks: int, mesh=None, int8=()
-    ):
-        """Copies the weights into the form that generation wants.
+    def __init__(self, config, params, *, eos: int, vectors: int, chunk: int, steps: int, blocks: int, int8=()):
+        """Copies the weights into the form that generation wants. They stay on their devices, and all else joins them:
+        on a mesh, slots are split over its axis `data`, heads over `tensor`.
 
         Args:
           config: config.model.
-          params: path -> array, see model.parameters, or an iterator over such pairs.
+          params: path -> array, see model.parameters, or an iterator over such pairs. Shapes with shardings are enough
+            to ask for `shapes` and programs.
           eos: the id of </s>.
           vectors: M, rows of the table of vectors.
           chunk: C, tokens of a piece.
           steps: K, tokens of a dispatch at most.
           blocks: R, pieces that are kept at most.
           int8: what is held in eight bits, of "weights" and "cache".
-          mesh: where the parameters are; slots are split over its axis `data`, heads over `tensor`. None: one device.
         """
-        self.chunk, self._block_count, self._mesh = chunk, blocks, mesh
+        self.chunk, self._block_count = chunk, blocks
         self._model = model = inference_model(config, "weights" in int8, "cache" in int8)
+        self.update(params)
+        self._mesh = mesh_of(self._weights)
         own, width, vocabulary = nnx.split(model)[0], config.text.width, config.text.vocab_size
         self._make_table = self._compiled(lambda: jnp.zeros((vectors, width), model.dtype))
         self._perceive = self._compiled(partial(prefill.perceive, own), donated="table_MD", static="name")
@@ -62,7 +64,6 @@ class Device:
         self._jump = self._compiled(partial(slots.jump, own), donated="slots", rows="data")
         self._rebias = self._compiled(slots.rebias, donated="rules", rows="data")
         self._best = self._compiled(beam.best)
-        self.update(params)
 
     def _compiled(self, function, *, donated=(), static=(), rows=None):
         """A program whose results lie where the next program wants them.
@@ -74,9 +75,7 @@ class Device:
         """
 
         def pin(x):
-            """Keys and values are the arrays of four dimensions, the second of which are heads."""
-            spec = fitting((rows, "tensor") if x.ndim == 4 else (rows,), x.shape, self._mesh) if x.ndim else P()
-            return jax.lax.with_sharding_constraint(x, NamedSharding(self._mesh, spec))
+            return jax.lax.with_sharding_constraint(x, self._place(x, rows))
 
         def pinned(*args, **kwargs):
             found = function(*args, **kwargs)
@@ -87,7 +86,45 @@ class Device:
             return jax.lax.with_sharding_constraint(x, NamedSharding(self._mesh, P()))
 
         names = dict(donate_argnames=donated, static_argnames=static)
-        return jax.jit(function if self._mesh is None else functools.wraps(function)(pinned), **names)
+        return jax.jit(functools.wraps(function)(pinned), **names)
+
+    def _place(self, x, rows) -> NamedSharding:
+        """Keys and values are the arrays of four dimensions, the second of which are heads."""
+        spec = fitting((rows, "tensor") if x.ndim == 4 else (rows,), x.shape, self._mesh) if x.ndim else P()
+        return NamedSharding(self._mesh, spec)
+
+    def shapes(self, length: int, rows: int) -> dict:
+        """What lies on a mesh for a pool of slots with one branch each: shapes and shardings, nothing allocated.
+
+        Args:
+          length: S.
+          rows: B.
+
+        Returns:
+          "weights", "table", "page", "blocks" and "slots" (with their rules), trees of jax.ShapeDtypeStruct.
+        """
+
+        def placed(make, over=None, **sizes):
+            return jax.tree.map(lambda x: x.update(sharding=self._place(x, over)), make.eval_shape(**sizes))
+
+        return dict(
+            weights=self._weights,
+            table=placed(self._make_table),
+            page=placed(self._make_cache, rows=1, entries=length),
+            blocks=placed(self._make_cache, rows=self._block_count, entries=self.chunk),
+            slots=placed(self._make_slots, "data", rows=rows, entries=length, branches=1),
+        )
+
+    def lowered(self, shapes: dict) -> dict[str, jax.stages.Lowered]:
+        """The programs `decode` and `read`, for `shapes`, before the compiler."""
+        number, flag = jax.ShapeDtypeStruct((), jnp.int32), jax.ShapeDtypeStruct((), bool)
+        of_slots = jax.ShapeDtypeStruct(shapes["slots"][0].used_B.shape, jnp.int32)
+        piece = (jax.ShapeDtypeStruct((self.chunk,), dtype) for dtype in (jnp.int32, jnp.int32, jnp.uint32, jnp.int32))
+        weights, page = shapes["weights"], shapes["page"]
+        return dict(
+            decode=self._decode.lower(weights, *shapes["slots"], of_slots, flag),
+            read=self._read.lower(weights, shapes["table"], page, prefill.Piece(*piece), number),
+        )
 
     def update(self, params):
         """Takes new weights of the same model; what was read with the old ones is forgotten."""
@@ -176,3 +213,12 @@ class Device:
     def hypotheses(self, pool: tuple[int, int], b: int) -> beam.Best:
         """The best ones of a search that ended."""
         return jax.device_get(self._best(self._pools[pool][0].beams, np.int32(b)))
+
+
+def mesh_of(weights) -> jax.sharding.Mesh:
+    """The mesh that weights are on; one device is a mesh too, to which all that is made beside them is committed."""
+    sharding = jax.tree.leaves(weights)[0].sharding
+    if isinstance(sharding, NamedSharding):
+        return sharding.mesh
+    (device,) = sharding.device_set
+    return jax.sharding.Mesh(np.array([device]).reshape([1] * len(AXES)), AXES)

@@ -22,12 +22,26 @@ from kosmos_jax.model.positions import most_positions
 from kosmos_jax.parallel.distributed import exchange
 
 WAIT_SECONDS = 600
+# Tokens of a piece of a prompt, and of a turn of the engine, unless something else is asked for.
+CHUNK, STEPS = 32, 16
 # Items of each modality whose vectors are kept, and numbers of items that are encoded together.
 PLACES, COUNTS = 64, (1, 2, 4, 8)
 # Entries of a pool's cache, at most, where pools are made as they are needed.
 POOL_ENTRIES = 32_768
 # Tokens of continuations that make a page longer, at most; more are scored one after another.
 SCORED_TOGETHER = 512
+
+
+def device_shapes(modalities, longest: int, chunk: int = CHUNK, steps: int = STEPS) -> dict[str, int]:
+    """Sizes of what a `Device` holds.
+
+    Args:
+      modalities: of the model.
+      longest: the length of the longest pool.
+      chunk, steps: see `Engine`.
+    """
+    vectors = max(1, sum(PLACES * modality.tokens for modality in modalities))
+    return dict(vectors=vectors, chunk=chunk, steps=steps, blocks=longest // chunk)
 
 
 class Engine:
@@ -41,7 +55,7 @@ class Engine:
     """
 
     def __init__(
-        self, config, params, tokenizer, *, max_rows=32, pools=None, chunk=32, steps=16, pieces=None, mesh=None, int8=()
+        self, config, params, tokenizer, *, max_rows=32, pools=None, chunk=CHUNK, steps=STEPS, pieces=None, int8=()
     ):
         """Makes an engine with nothing to do.
 
@@ -55,7 +69,6 @@ class Engine:
           chunk: tokens of a piece of a prompt; lengths are multiples of it.
           steps: tokens at most that a turn writes in each branch.
           pieces: of prompts that a turn reads at most, while others write; None for all.
-          mesh: where the parameters are, see `Device`.
           int8: what is held in eight bits, of "weights" and "cache", see model/int8.py.
         """
         self.config, self.tokenizer, self._chunk, self._pieces = config, tokenizer, chunk, pieces
@@ -69,11 +82,10 @@ class Engine:
         self._pools = {key: Pool(*key) for key in sorted(pools or ())}
         counts, found = COUNTS[2:3] if pools else COUNTS, tokenizer.modalities
         longest = max(length for length, _ in pools) if pools else min(2048, self._most)
-        self.longest, self.written, blocks = longest if pools else self._most, 0, longest // chunk
-        vectors = max(1, sum(PLACES * modality.tokens for modality in found))
-        shapes = dict(vectors=vectors, chunk=chunk, steps=steps, blocks=blocks)
-        self.device = Device(config, params, eos=tokenizer.eos, mesh=mesh, int8=int8, **shapes)
-        self.reader = Reader(self.device, found, PLACES, counts, blocks)
+        self.longest, self.written = longest if pools else self._most, 0
+        shapes = device_shapes(found, longest, chunk, steps)
+        self.device = Device(config, params, eos=tokenizer.eos, int8=int8, **shapes)
+        self.reader = Reader(self.device, found, PLACES, counts, shapes["blocks"])
         self.waiting: deque[Request] = deque()
         self._current: tuple[Request, Iterator] | None = None
         # Seeds that nobody gave: the same in all processes, which do the same at every turn.

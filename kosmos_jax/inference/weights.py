@@ -5,10 +5,12 @@ from functools import partial
 
 import jax
 from flax import nnx
+from jax.sharding import NamedSharding
 
 from kosmos_jax.model import abstract_model, with_parameters
 from kosmos_jax.model.int8 import Int8Linear, to_int8
 from kosmos_jax.model.layers import unstack
+from kosmos_jax.parallel.sharding import fitting
 
 STACK = "decoder/layers/"
 MATRICES = ("kernel", "embedding")
@@ -48,12 +50,21 @@ def _converted(array, dtype, int8: bool, count: int):
     return [{"values": layer if dtype is None else layer.astype(dtype)} for layer in layers]
 
 
-def inference_weights(model, params: Iterable[tuple[str, jax.Array]]):
+def _placed(array, dtype, int8: bool, count: int):
+    """As `_converted`, of a shape: the shapes and shardings of the layers."""
+    spec, mesh = array.sharding.spec, array.sharding.mesh
+    spec = spec[1:] if count else spec
+    place = lambda x: x.update(sharding=NamedSharding(mesh, fitting(spec, x.shape, mesh)))  # noqa: E731
+    return jax.tree.map(place, jax.eval_shape(lambda x: _converted(x, dtype, int8, count), array))
+
+
+def inference_weights(model, params: Iterable[tuple[str, jax.Array | jax.ShapeDtypeStruct]]):
     """The state of an `inference_model`; each parameter stays on the devices where it is.
 
     Args:
       model: of `inference_model`.
-      params: pairs of path and array; one after another, so that what is converted can be freed.
+      params: pairs of path and array; one after another, so that what is converted can be freed. Shapes with shardings
+        give a state of such.
 
     Returns:
       nnx.State.
@@ -64,7 +75,8 @@ def inference_weights(model, params: Iterable[tuple[str, jax.Array]]):
         own, _, name = path.removeprefix(STACK).rpartition("/")
         dtype, stacked = model.dtype if name in MATRICES else None, path.startswith(STACK)
         int8 = stacked and name == "kernel" and f"{STACK}0/{own}/scale" in wanted
-        for i, layer in enumerate(_converted(array, dtype, int8, len(array) if stacked else 0)):
+        convert = _placed if isinstance(array, jax.ShapeDtypeStruct) else _converted
+        for i, layer in enumerate(convert(array, dtype, int8, array.shape[0] if stacked else 0)):
             place = f"{STACK}{i}/{own}/" if stacked else path.removesuffix(name)
             found[place + name] = layer["values"]
             if int8:

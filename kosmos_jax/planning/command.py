@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from kosmos_jax.config import load_config
+from kosmos_jax.errors import UserError
 from kosmos_jax.parallel.topology import parse
 
 EXIT_DOES_NOT_FIT = 1
@@ -27,6 +28,32 @@ def plan(args) -> int:
     print(report(made))
     if made.fits and (args.fit or by_rule):
         print("\nto run it so:\n  " + " ".join(overrides(made)))
+    if args.json:
+        Path(args.json).write_text(json.dumps(made.as_dict(), indent=2) + "\n")
+    return 0 if made.fits else EXIT_DOES_NOT_FIT
+
+
+def plan_inference(args) -> int:
+    """Prints what a mesh holds and how fast it can generate at most; status 0 if it fits, 1 if not.
+
+    Raises:
+      UserError: options that cannot be.
+    """
+    config, topology = load_config(args.config, args.overrides), parse(args.topology, args.slices)
+    if args.fit or args.mesh == "auto":
+        raise UserError(
+            "--inference has no --fit and no --mesh auto: without a mesh, heads are split as far as they go"
+        )
+    from kosmos_jax.planning.devices import examine_only
+    from kosmos_jax.planning.inference import parse_slots
+    from kosmos_jax.planning.isolated import isolated_inference_plan
+    from kosmos_jax.planning.report import inference_report
+
+    slots = parse_slots(args.slots) if args.slots else None
+    examine_only()
+    mesh = args.mesh or any(override.startswith("--config.mesh.") for override in args.overrides)
+    made = isolated_inference_plan(config, topology, mesh, slots, args.int8)
+    print(inference_report(made))
     if args.json:
         Path(args.json).write_text(json.dumps(made.as_dict(), indent=2) + "\n")
     return 0 if made.fits else EXIT_DOES_NOT_FIT

@@ -148,21 +148,40 @@ def make_plan(config, topology: Topology) -> Plan:
     if not empty.state_fits:
         return empty
     lowered = step.function.lower(step.abstract, batch)
+    compiled, temporaries, seconds = compiled_for(topology, mesh, lowered, sum(arguments.values()))
+    if compiled is None:
+        return plan(memory.with_arguments(arguments, temporaries=temporaries), seconds)
+    held = memory.by_kind(compiled.memory_analysis(), arguments)
+    examined = _examined(compiled, config, topology, mesh, step, batch)
+    return plan(held, seconds, **examined)
+
+
+def compiled_for(topology: Topology, mesh, lowered, arguments: int):
+    """Asks the compiler for hardware that is not here.
+
+    Args:
+      topology, mesh: the hardware.
+      lowered: of jax.jit.
+      arguments: bytes of all arguments on one device.
+
+    Returns:
+      (jax.stages.Compiled, or None if the memory does not suffice; bytes of temporaries; seconds that it took).
+
+    Raises:
+      UserError: the compiler fails.
+    """
     start = time.perf_counter()
     try:
         compiled = lowered.compile(compiler_options=WITHOUT_DEVICE[topology.chip.kind])
+        return compiled, compiled.memory_analysis().temp_size_in_bytes, time.perf_counter() - start
     except jax.errors.JaxRuntimeError as error:
-        temporaries = memory.refused(str(error), sum(arguments.values()))
+        temporaries = memory.refused(str(error), arguments)
         if temporaries is None:
             raise UserError(
                 f"the compiler cannot make a program for {topology} with mesh {dict(mesh.shape)}: "
                 f"{str(error).splitlines()[0][:300]}"
             ) from error
-        return plan(memory.with_arguments(arguments, temporaries=temporaries), time.perf_counter() - start)
-    seconds = time.perf_counter() - start
-    held = memory.by_kind(compiled.memory_analysis(), arguments)
-    examined = _examined(compiled, config, topology, mesh, step, batch)
-    return plan(held, seconds, **examined)
+        return None, temporaries, time.perf_counter() - start
 
 
 def _plan(config, topology, mesh, step, batch, held, compile_seconds, **examined) -> Plan:
@@ -203,11 +222,7 @@ def model_flops(config, step, batch) -> dict[str, float]:
 def _examined(compiled, config, topology, mesh, step, batch) -> dict:
     """What the text of the program tells."""
     program = hlo.parse(compiled.as_text())
-    # The devices slice after slice, host after host.
-    ordered = sorted(mesh.devices.flat, key=lambda device: (getattr(device, "slice_index", 0), device.id))
-    order = {device: place for place, device in enumerate(ordered)}
-    domain_of = np.array([order[device] // topology.domain for device in mesh.devices.flat])
-    found = collectives(program, domain_of)
+    found = collectives(program, domains(topology, mesh))
     flops = work.flops(program)
     times = roofline(topology, mesh.devices, flops, work.memory_traffic(program), found)
     total = sum(model_flops(config, step, batch).values())
@@ -219,6 +234,13 @@ def _examined(compiled, config, topology, mesh, step, batch) -> dict:
         kernels=tuple(sorted(work.kernels(program))),
         notes=tuple(_notes(program)),
     )
+
+
+def domains(topology: Topology, mesh) -> np.ndarray:
+    """int[devices]: for each place in the mesh, which slice or host it is in."""
+    ordered = sorted(mesh.devices.flat, key=lambda device: (getattr(device, "slice_index", 0), device.id))
+    order = {device: place for place, device in enumerate(ordered)}
+    return np.array([order[device] // topology.domain for device in mesh.devices.flat])
 
 
 def summed(found: list[Collective]) -> tuple[Traffic, ...]:

@@ -2,9 +2,10 @@
 
 from kosmos_jax.parallel.hardware import GIB
 from kosmos_jax.planning.advice import advice
+from kosmos_jax.planning.inference import InferencePlan
 from kosmos_jax.planning.plan import Plan
 
-TERA = 1e12
+KIB, TERA = 2**10, 1e12
 
 
 def report(plan: Plan) -> str:
@@ -15,6 +16,35 @@ def report(plan: Plan) -> str:
     sections.append([f"note: {note}" for note in plan.notes])
     sections.append([("fits" if plan.fits else "DOES NOT FIT"), *(f"  {line}" for line in advice(plan))])
     return "\n\n".join("\n".join(section) for section in sections if section)
+
+
+def inference_report(plan: InferencePlan) -> str:
+    """A plan for generation as text for a terminal."""
+    mesh = " ".join(f"{axis}={size}" for axis, size in plan.mesh.items())
+    eight = f", in eight bits {' and '.join(plan.int8)}" if plan.int8 else ""
+    head = [
+        f"{plan.topology}: {plan.chips} chips, mesh {mesh}",
+        f"model {plan.model}{eight}, keys and values of a token {plan.token_bytes / KIB:,.0f} KiB",
+        *(f"{name}: compiled in {s:.0f} s, temporaries {b / GIB:.2f} GiB" for name, (b, s) in plan.programs.items()),
+    ]
+    sections = [head, _memory(plan), _slots(plan)]
+    if plan.piece:
+        tokens = [f"  {name:16}{value:10,.0f}" for name, value in plan.tokens_per_second.items()]
+        sections += [_traffic(plan), ["tokens/s at most (bounds from peak rates, not measurements)", *tokens]]
+    sections.append([f"note: {note}" for note in plan.notes])
+    sections.append(["fits" if plan.fits else "DOES NOT FIT" + ("" if plan.pools else ": more devices, or --int8")])
+    return "\n\n".join("\n".join(section) for section in sections if section)
+
+
+def _slots(plan: InferencePlan) -> list[str]:
+    lines = [f"  {'tokens':>8}{'slots':>8}{'MiB each':>10}   a step at least, ms"]
+    for pool in plan.pools:
+        line = f"  {pool.length:8}{pool.slots:8,}{pool.slot_bytes / 2**20:10,.1f}"
+        if pool.step:
+            parts = ", ".join(f"{name} {1e3 * value:.2f}" for name, value in pool.step.parts.items() if value)
+            line += f"{1e3 * pool.step.seconds:10.2f}: {parts}"
+        lines.append(line)
+    return ["slots", *lines] if plan.pools else []
 
 
 def _head(plan: Plan) -> list[str]:

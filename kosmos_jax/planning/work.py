@@ -214,9 +214,9 @@ def _read(name: str, computation: Computation, program: Program) -> float:
         if _in_flight(user):
             started_here = any(_target(other) == START for other in computation.values())
             total += computation[name].bytes if started_here else 0
-        elif user.opcode == "dynamic-slice" and user.operands[0] == name:
+        elif user.opcode in ("dynamic-slice", "gather") and user.operands[0] == name:
             total += user.bytes
-        elif user.opcode == "dynamic-update-slice" and user.operands[0] == name:
+        elif user.opcode in ("dynamic-update-slice", "scatter") and user.operands[0] == name:
             continue  # written in place
         elif user.opcode == "bitcast":
             total += _read(user.name, computation, program)
@@ -238,6 +238,8 @@ def _written(result: Instruction, computation: Computation, program: Program) ->
         return 0
     if result.opcode == "dynamic-update-slice":
         return computation[result.operands[1]].bytes
+    if result.opcode == "scatter":
+        return sum(computation[name].bytes for name in result.operands[-len(result.arrays) :])
     if result.opcode == "fusion":
         inner = program.fused(result)
         return _written(root_of(inner), inner, program)

@@ -2,6 +2,7 @@
 
 import random
 
+import jax
 import numpy as np
 import pytest
 
@@ -73,16 +74,18 @@ def test_any_traffic_gives_each_request_the_bits_that_it_gets_alone(fixed, token
     assert run(engine, requests, draw) == alone
 
 
-def test_after_the_warm_up_nothing_is_compiled_whatever_is_mixed(config, params, tokenizer):
+@pytest.mark.parametrize("committed", [False, True], ids=["weights anywhere", "weights put on a device"])
+def test_after_the_warm_up_nothing_is_compiled_whatever_is_mixed(config, params, tokenizer, committed):
+    params = jax.device_put(params, jax.devices()[0]) if committed else params
     draw, engine = random.Random(99), Generator(config, params, tokenizer, pools=POOLS, chunk=16, steps=4).engine
     images = list(np.random.default_rng(8).integers(0, 256, (6, 24, 20, 3), np.uint8))
     engine.warm_up()
     with compiled() as programs:
-        run(engine, [random_request(draw, images, tokenizer) for _ in range(40)], draw)
         prompt = encode_prompt([images[0], "plus"], tokenizer)
         scoring = engine.score(prompt, [tokenizer.encode(text) for text in ("seven", "four, and")], top=2)
         while not scoring.done:
             engine.step()
+        run(engine, [random_request(draw, images, tokenizer) for _ in range(40)], draw)
     assert not programs
 
 

@@ -34,7 +34,7 @@ def on_one(config, params, tokenizer):
 def on_mesh(config, params, tokenizer, mesh):
     specs = parameter_specs(config, params, mesh)
     spread = {path: jax.device_put(leaf, NamedSharding(mesh, specs[path])) for path, leaf in params.items()}
-    return Generator(config, spread, tokenizer, pools=POOLS, chunk=16, mesh=mesh)
+    return Generator(config, spread, tokenizer, pools=POOLS, chunk=16)
 
 
 @pytest.mark.parametrize(
