@@ -178,9 +178,11 @@ class Server:
 
     # What the handlers share
 
-    async def last(self, prompt, options):
-        """The completions of a prompt, once they are done."""
-        return [state async for state in self.worker.run(lambda engine: engine.generate(prompt, options))][-1]
+    async def last(self, start) -> list:
+        """The completions, or scores, of a request once it is done; see `Worker.run`."""
+        async for state in self.worker.run(start):
+            found = state
+        return found
 
     async def unless_gone(self, request: Request, work):
         """The result of some work, which is cancelled when the client goes away before."""

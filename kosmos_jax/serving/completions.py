@@ -48,18 +48,17 @@ async def _completed(server, prompt: EncodedPrompt, given: list[int], options, a
       asked: protocol.Asked.
       most: new tokens at most.
     """
-    scored, decode = None, server.tokenizer.decode
+    decode, choices = server.tokenizer.decode, []
+    start, scored = prompt._replace(tokens=prompt.tokens[:1]), None
+    completions = [Completion("", [], "length", *([], []) if asked.top is not None else ())]
+    wanted = [server.last(lambda engine: engine.generate(prompt, options))] if most else []
     if asked.echo and asked.top is not None:
-        start = prompt._replace(tokens=prompt.tokens[:1])
-        async for state in server.worker.run(lambda engine: engine.score(start, [prompt.tokens[1:]], asked.top or 0)):
-            scored = state[0]
-    completions = []
+        wanted.append(server.last(lambda engine: engine.score(start, [prompt.tokens[1:]], asked.top)))
+    found = await together(wanted)
     if most:
-        async for state in server.worker.run(lambda engine: engine.generate(prompt, options)):
-            completions = state
-    else:
-        completions = [Completion("", [], "length", *([], []) if asked.top is not None else ())]
-    choices = []
+        completions = found[0]
+    if asked.echo and asked.top is not None:
+        (scored,) = found[-1]
     for completion in completions:
         text, logprobs = server.text(completion, options, asked), None
         if asked.echo:  # together: alone, a text has no space before its first word

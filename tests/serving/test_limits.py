@@ -139,7 +139,21 @@ NAMES = st.sampled_from(
     + ["echo", "logit_bias", "structured_outputs", "stream_options", "top_logprobs", "tools", "model", "min_tokens"]
     + ["stop_token_ids", "allowed_token_ids", "use_beam_search", "length_penalty", "tokens", "input", "instructions"]
 )
-BODIES = st.dictionaries(NAMES, VALUES, max_size=5)
+PARTS = st.fixed_dictionaries(
+    dict(type=st.sampled_from(["text", "image_url", "input_image", "input_audio", "input_text"])),
+    optional=dict(
+        text=VALUES,
+        image_url=VALUES | st.fixed_dictionaries(dict(url=st.text() | st.sampled_from(["data:image/png;base64,AAAA"]))),
+        input_audio=VALUES | st.fixed_dictionaries(dict(data=st.text("ABC=", max_size=8))),
+    ),
+)
+MESSAGES = st.fixed_dictionaries(dict(role=st.sampled_from(["user", "assistant", "system", "x"]))).flatmap(
+    lambda message: st.fixed_dictionaries(dict(role=st.just(message["role"]), content=VALUES | st.lists(PARTS)))
+)
+BODIES = st.dictionaries(NAMES, VALUES, max_size=5) | st.fixed_dictionaries(
+    {},
+    optional=dict(messages=st.lists(MESSAGES, max_size=3), input=st.lists(MESSAGES, max_size=3), n=st.integers(0, 5)),
+)
 PATHS = ["/v1/completions", "/v1/chat/completions", "/v1/responses", "/tokenize", "/detokenize"]
 
 

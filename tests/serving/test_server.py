@@ -14,6 +14,7 @@ from PIL import Image
 
 from kosmos_jax.errors import UserError
 from kosmos_jax.serving.command import pools_of
+from tests.inference.compiles import compiled
 from tests.serving.conftest import as_url, started
 
 
@@ -264,18 +265,85 @@ def test_a_body_that_is_too_large_is_refused(server):
     assert answer.status_code == 413
 
 
-@pytest.mark.parametrize("stream", [False, True])
-def test_a_client_that_goes_away_frees_its_slot(server, stream):
-    asked = dict(model="tiny", prompt="x", max_tokens=120, temperature=1, ignore_eos=True, stream=stream, n=1)
+def sent(server, asked, part=1.0):
+    """A socket that sent a request, or a part of its body."""
     body = json.dumps(asked).encode()
     head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
-    for _ in range(8):
-        sock = socket.create_connection(("127.0.0.1", server.port))
-        sock.sendall(head + body)
-        if stream:
-            sock.recv(10)
+    sock = socket.create_connection(("127.0.0.1", server.port), timeout=30)
+    sock.sendall(head + body[: int(part * len(body))])
+    return sock
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_goes_away_frees_its_slot(server, stream, monkeypatch):
+    engine, asked = server.worker.engine, dict(prompt="x", max_tokens=120, ignore_eos=True, stream=stream)
+    decode = engine.device.decode
+    monkeypatch.setattr(engine.device, "decode", lambda *a: (time.sleep(0.05), decode(*a))[1])
+    before = engine.written
+    sockets = [sent(server, asked) for _ in range(3)]
+    while engine.written < before + 3 * 4:  # each slot is writing
+        time.sleep(0.01)
+    for sock in sockets:
         sock.close()
     assert idle(server)
+    assert engine.written - before < 3 * 60
+    for sock in [sent(server, asked) for _ in range(8)]:  # in slots, in the queue, or not even read
+        sock.close()
+    assert idle(server)
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(server, monkeypatch):
+    monkeypatch.setattr("kosmos_jax.serving.app.BODY_SECONDS", 0.2)
+    sock = sent(server, dict(prompt="x" * 100), part=0.5)
+    assert sock.recv(100).startswith(b"HTTP/1.1 408")
+    sock.close()
+
+
+def test_nothing_is_compiled_once_the_server_is_ready(server, pictures):
+    chat = dict(messages=[dict(role="user", content=[dict(type="image_url", image_url=dict(url=as_url(pictures[0])))])])
+    with compiled() as programs:
+        for change in (
+            *(dict(logprobs=top) for top in (None, 0, 5)),
+            dict(n=2, temperature=0.7, top_k=5, min_p=0.1, repetition_penalty=1.2),
+            dict(use_beam_search=True, n=3),
+            dict(structured_outputs=dict(choice=["four", "seven", "nine"])),
+            dict(echo=True, logprobs=1),
+            dict(
+                prompt="A handwritten four, and a handwritten nine.", no_repeat_ngram_size=2, stop=["q"], min_tokens=2
+            ),
+        ):
+            answer = post(server, "/v1/completions", **dict(prompt="The digit is", max_tokens=5) | change)
+            assert answer.status_code == 200, answer.text
+        assert post(server, "/v1/chat/completions", **chat, logprobs=True, max_tokens=5).status_code == 200
+    assert programs == []
+
+
+def test_the_clients_own_retries_outlast_a_full_queue(server):
+    client, worker = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=3), server.worker
+    with worker._lock:
+        worker._count += worker.most  # so many are there
+
+    def leave():
+        with worker._lock:
+            worker._count -= worker.most
+
+    threading.Timer(0.5, leave).start()
+    assert client.completions.create(model="tiny", prompt="x", max_tokens=2).choices[0].finish_reason == "length"
+
+
+def test_a_stream_that_cannot_be_finished_says_so(spare, monkeypatch):
+    running, device, left = started(spare), spare.engine.device, iter([True, True])
+    try:
+        decode = device.decode
+        monkeypatch.setattr(device, "decode", lambda *a: decode(*a) if next(left, False) else 1 / 0)
+        client = openai.OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0)
+        asked = dict(model="tiny", prompt="x", max_tokens=90, temperature=0, extra_body=dict(ignore_eos=True))
+        with pytest.raises(openai.APIError, match="ZeroDivisionError"):
+            for piece in client.completions.create(**asked, stream=True):
+                assert piece.choices[0].finish_reason is None
+    finally:
+        running.stop()
+        spare.engine.cancel_all()
 
 
 def test_more_requests_than_wait_are_told_to_come_again(spare):
