@@ -71,7 +71,8 @@ def bias_of(options: Options, node: trie.Node | None, allowed: np.ndarray, eos: 
       UserError: an id that cannot come.
     """
     for token in [*(options.allowed or ()), *(options.bias or ()), *options.stop_ids]:
-        if not (isinstance(token, int | np.integer) and 0 <= token < len(allowed) and allowed[token]):
+        is_id = isinstance(token, int | np.integer) and not isinstance(token, bool)  # True would pick a mask
+        if not (is_id and 0 <= token < len(allowed) and allowed[token]):
             raise UserError(f"{token} is no id that this model writes: those are pieces of text, not tags")
     ids = np.arange(len(allowed))
     if node is not None or options.allowed is not None:

@@ -326,6 +326,8 @@ def test_what_was_shown_once_is_the_beginning_of_the_final_text(whole, stop):
         (dict(top_logprobs=21), "top_logprobs is 21"),
         (dict(stop_ids=[10**6]), "1000000 is no id that this model writes"),
         (dict(allowed=[-1]), "-1 is no id that this model writes"),
+        (dict(allowed=[True]), "True is no id that this model writes"),
+        (dict(stop_ids=[False]), "False is no id that this model writes"),
         (dict(bias={10**6: 1.0}), "1000000 is no id that this model writes"),
         (dict(bias={9: float("nan")}), "bias is a number, and finite"),
         (dict(choice=[]), "choice is"),
