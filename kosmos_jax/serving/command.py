@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 
 from kosmos_jax.errors import UserError
-from kosmos_jax.serving import media
 from kosmos_jax.serving.chat import TEMPLATES
 
 log = logging.getLogger(__name__)
@@ -63,6 +62,7 @@ def serve(args) -> int:
         import uvicorn
 
         from kosmos_jax.serving.app import Server
+        from kosmos_jax.serving.media import Limits
         from kosmos_jax.serving.metrics import Metrics
         from kosmos_jax.serving.worker import Worker
     except ImportError as error:
@@ -75,7 +75,7 @@ def serve(args) -> int:
     metrics = Metrics()
     worker = Worker(generator, args.queue, metrics.first_token)
     metrics.watch(worker)
-    limits = media.Limits(items=args.max_items, hosts=frozenset(map(str.lower, args.allow_host)))
+    limits = Limits(items=args.max_items, hosts=frozenset(map(str.lower, args.allow_host)))
     name = args.name or Path(args.checkpoint).resolve().name
     server = Server(worker, metrics, name, args.template, limits, args.api_key or os.environ.get(KEY, ""))
     settings = dict(host=args.host, port=args.port, log_level="warning", timeout_graceful_shutdown=SEND_SECONDS)

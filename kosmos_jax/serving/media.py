@@ -3,6 +3,7 @@
 import base64
 import binascii
 import http.client
+import io
 import ipaddress
 import socket
 import ssl
@@ -10,6 +11,9 @@ import time
 import urllib.parse
 from dataclasses import dataclass
 
+from PIL import Image
+
+from data_pipeline.media.image import FORMATS
 from kosmos_jax.errors import UserError
 
 SECONDS, REDIRECTS = 10.0, 3
@@ -25,6 +29,7 @@ class Limits:
       item: bytes of an item's file.
       items: how many.
       text: characters of all texts.
+      pixels: of an image; as RGB they take three bytes each, and some more on the way.
       hosts: names of hosts from which files are fetched; none by default.
     """
 
@@ -32,6 +37,7 @@ class Limits:
     item: int = 16 * 2**20
     items: int = 32
     text: int = 10**6
+    pixels: int = 2**25
     hosts: frozenset[str] = frozenset()
 
 
@@ -63,9 +69,23 @@ def from_base64(data, kind: str, limits: Limits) -> bytes:
     if len(data) > limits.item * 4 / 3 + 4:
         raise UserError(f"an {kind} has more than {limits.item:,} bytes")
     try:
-        return base64.b64decode(data, validate=True)
+        file = base64.b64decode(data, validate=True)
     except (binascii.Error, ValueError) as error:
         raise UserError(f"the data of an {kind} is no base64") from error
+    return _of_bounded_size(file, kind, limits)
+
+
+def _of_bounded_size(file: bytes, kind: str, limits: Limits) -> bytes:
+    """The file, unless it is an image with too many pixels: a small file may have many."""
+    if kind != "image":
+        return file
+    try:
+        width, height = Image.open(io.BytesIO(file), formats=FORMATS).size  # reads the header alone
+    except Exception:  # what is no image, the decoder explains
+        return file
+    if width * height > limits.pixels:
+        raise UserError(f"an image has {width} x {height} pixels; at most {limits.pixels:,} are read")
+    return file
 
 
 def fetch(url: str, kind: str, limits: Limits) -> bytes:
@@ -93,7 +113,7 @@ def fetch(url: str, kind: str, limits: Limits) -> bytes:
             raise UserError(f"an {kind} cannot be fetched from {parts.hostname}: status {answer.status}")
         if data is None:
             raise UserError(f"an {kind} of {parts.hostname} has more than {limits.item:,} bytes")
-        return data
+        return _of_bounded_size(data, kind, limits)
     raise UserError(f"an {kind} cannot be fetched: more than {REDIRECTS} redirects")
 
 
