@@ -104,6 +104,8 @@ async def respond(server, request: Request) -> Response:
     for name in [*(["n"] if several else []), *filter(body.get, ("stream", "logprobs", "return_token_ids"))]:
         raise BadRequest(f"{name} is not there: /v1/responses gives one answer, at its end, and text alone", name)
     messages = [dict(role="user", content=given)] if isinstance(given, str) else given
+    if not isinstance(messages, list):
+        raise BadRequest("input must be a text, or a list of messages", "input")
     if body.get("instructions"):
         messages = [dict(role="system", content=body["instructions"]), *(messages or [])]
     prompt = await _dialogue(server, messages)
