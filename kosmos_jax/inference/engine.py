@@ -15,9 +15,9 @@ from kosmos_jax.inference import trie
 from kosmos_jax.inference.device import JUMP, Device
 from kosmos_jax.inference.options import MOST_BRANCHES, Completion, Options, Score
 from kosmos_jax.inference.prompts import EncodedPrompt, power_of_two
-from kosmos_jax.inference.reading import Item, Reader, items_of, piece
+from kosmos_jax.inference.reading import HashedItem, Reader, items_of, piece
 from kosmos_jax.inference.requests import Generation, Pool, Request, Scoring, pairs
-from kosmos_jax.inference.rules import allowed_ids, bias_of, limit_of, rules_of
+from kosmos_jax.inference.rules import allowed_ids, bias_of, check_ids, limit_of, rules_of
 from kosmos_jax.model.positions import most_positions
 from kosmos_jax.parallel.distributed import exchange
 
@@ -154,7 +154,7 @@ class Engine:
           UserError: it is too long, or an option does not suit the model.
         """
         node, told = None, options.top_logprobs is not None
-        self._bias(options)
+        check_ids(options, self.allowed)
         completions = [Completion("", [], "", *([], []) if told else ()) for _ in range(options.n)]
         written = [[] for _ in range(options.n)]
         if options.choice is not None:
@@ -260,7 +260,7 @@ class Engine:
         self.device.resize(pool.key, rows)
         pool.jobs += [None] * (rows - len(pool.jobs))
 
-    def _later(self) -> Iterator[Item]:
+    def _later(self) -> Iterator[HashedItem]:
         return (item for request in self.waiting for item in request.items)
 
     def _admitted(self, request: Generation, pool: Pool, b: int) -> Iterator:

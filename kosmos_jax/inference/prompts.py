@@ -149,7 +149,7 @@ def encode_prompt(prompt: Prompt, tokenizer) -> EncodedPrompt:
 
 
 class Batch(NamedTuple):
-    """Prompts side by side. They end together, so all rows write the next token to the same slot of the cache.
+    """Prompts side by side, as rows that end together: what `interop.verify` gives both models.
 
     Attributes:
       tokens_BT, segments_BT, positions_BT, slots_BT: int32[B, T] as in training: segment 0 is padding, positions count

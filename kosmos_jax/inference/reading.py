@@ -13,7 +13,7 @@ from kosmos_jax.inference.prompts import EncodedPrompt
 from kosmos_jax.modality import Modality, Table
 
 
-class Item(NamedTuple):
+class HashedItem(NamedTuple):
     """An item of media and the hash of all that it is."""
 
     kind: str
@@ -21,7 +21,7 @@ class Item(NamedTuple):
     key: bytes
 
 
-def items_of(prompt: EncodedPrompt) -> list[Item]:
+def items_of(prompt: EncodedPrompt) -> list[HashedItem]:
     """A prompt's items in the order of their slots.
 
     Two pictures with the same bytes and other sides have other keys, and no hash is shortened.
@@ -30,7 +30,7 @@ def items_of(prompt: EncodedPrompt) -> list[Item]:
     found = []
     for kind in prompt.kinds:
         array = np.ascontiguousarray(next(left[kind]))
-        found.append(Item(kind, array, _hash(f"{kind} {array.dtype} {array.shape}".encode(), array.tobytes())))
+        found.append(HashedItem(kind, array, _hash(f"{kind} {array.dtype} {array.shape}".encode(), array.tobytes())))
     return found
 
 
@@ -92,7 +92,9 @@ class Reader:
         for places in (*self._places.values(), *([self._blocks] if self._blocks else [])):
             places.clear()
 
-    def read(self, prompt: EncodedPrompt, items: list[Item], n: int, length: int, later: Iterable[Item]) -> Iterator:
+    def read(
+        self, prompt: EncodedPrompt, items: list[HashedItem], n: int, length: int, later: Iterable[HashedItem]
+    ) -> Iterator:
         """Reads a prompt's first tokens, and stops after each piece.
 
         Args:
@@ -127,7 +129,7 @@ class Reader:
                 self._device.keep(length, self._blocks.take(key), first)
             yield
 
-    def _encode(self, wanted: list[Item], later: list[Item]):
+    def _encode(self, wanted: list[HashedItem], later: list[HashedItem]):
         """Makes sure that the vectors of some items are in the table; others come along to fill a batch."""
         for kind, places in self._places.items():
             missing = {item.key: item for item in wanted if item.kind == kind and places.find(item.key) is None}

@@ -7,7 +7,7 @@ import numpy as np
 from kosmos_jax.inference import text, trie
 from kosmos_jax.inference.options import INT32, Completion, Options, Score
 from kosmos_jax.inference.prompts import EncodedPrompt
-from kosmos_jax.inference.reading import Item
+from kosmos_jax.inference.reading import HashedItem
 from kosmos_jax.inference.rules import ends_of
 
 
@@ -21,7 +21,7 @@ class Request:
     """
 
     prompt: EncodedPrompt
-    items: list[Item]
+    items: list[HashedItem]
     done: bool
 
 

@@ -61,19 +61,20 @@ def rules_of(options: Options, node: trie.Node | None, allowed: np.ndarray, eos:
     )
 
 
-def bias_of(options: Options, node: trie.Node | None, allowed: np.ndarray, eos: int) -> np.ndarray:
-    """float32[V]: what is added to the logits, -inf for what must not come.
-
-    Args:
-      options, node, allowed, eos: see `rules_of`.
-
-    Raises:
-      UserError: an id that cannot come.
-    """
+def check_ids(options: Options, allowed: np.ndarray):
+    """Raises UserError for an id that cannot come; `allowed` as `allowed_ids` has it."""
     for token in [*(options.allowed or ()), *(options.bias or ()), *options.stop_ids]:
         is_id = isinstance(token, int | np.integer) and not isinstance(token, bool)  # True would pick a mask
         if not (is_id and 0 <= token < len(allowed) and allowed[token]):
             raise UserError(f"{token} is no id that this model writes: those are pieces of text, not tags")
+
+
+def bias_of(options: Options, node: trie.Node | None, allowed: np.ndarray, eos: int) -> np.ndarray:
+    """float32[V]: what is added to the logits, -inf for what must not come.
+
+    Args:
+      options, node, allowed, eos: see `rules_of`; the ids passed `check_ids`.
+    """
     ids = np.arange(len(allowed))
     if node is not None or options.allowed is not None:
         allowed = allowed & np.isin(ids, list(node) if node is not None else [*options.allowed, eos])

@@ -107,7 +107,7 @@ async def respond(server, request: Request) -> Response:
     if not isinstance(messages, list):
         raise BadRequest("input must be a text, or a list of messages", "input")
     if body.get("instructions"):
-        messages = [dict(role="system", content=body["instructions"]), *(messages or [])]
+        messages = [dict(role="system", content=body["instructions"]), *messages]
     prompt = await _dialogue(server, messages)
     options = _options(server, prompt, asked, body, ("max_output_tokens",))
     work = server.last(lambda engine: engine.generate(prompt, options))
