@@ -86,13 +86,19 @@ def _process_arguments(parser):
 
 def _generate(args) -> int:
     from kosmos_jax.inference.command import generate
+
+    return _together(generate, args)
+
+
+def _together(run, args) -> int:
+    """Runs a verb as one of the processes of a job, if there are several."""
     from kosmos_jax.parallel import distributed
 
-    distributed.start(args.coordinator, args.processes, args.process_id, verb="generate")
+    distributed.start(args.coordinator, args.processes, args.process_id, verb=args.verb)
     try:
-        return generate(args)
+        return run(args)
     except Exception as error:
-        distributed.leave_at_once(error, "generate")
+        distributed.leave_at_once(error, args.verb)
         raise
 
 
@@ -147,7 +153,7 @@ def _generate_arguments(parser):
 def _serve(args) -> int:
     from kosmos_jax.serving.command import serve
 
-    return serve(args)
+    return _together(serve, args)
 
 
 def _serve_arguments(parser):
@@ -155,6 +161,7 @@ def _serve_arguments(parser):
 
     add_arguments(parser)
     _int8_argument(parser)
+    _process_arguments(parser)
 
 
 def _evaluate(args) -> int:

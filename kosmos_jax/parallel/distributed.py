@@ -154,6 +154,51 @@ def exchange(what: str, value: str, seconds: float) -> list[str]:
 _asked: Counter = Counter()
 
 
+class Messages:
+    """Messages of process 0 to all others, in their order, over the coordination service.
+
+    Nothing runs on the devices while the others wait, so a wait may be as long as it will.
+    """
+
+    TOGETHER = 64  # messages after which all meet, and those before are deleted
+    LOOK_SECONDS = 60
+
+    def __init__(self, name: str, seconds: float):
+        """Args: name: the same in all processes. seconds: how long one waits for the others where all meet."""
+        self._name, self._seconds, self._count = name, seconds, 0
+
+    def send(self, data: bytes):
+        """In process 0: tells the others."""
+        client().key_value_set_bytes(self._key(), data)
+        self._next()
+
+    def receive(self) -> bytes:
+        """In another process: the next message, once it comes.
+
+        Raises:
+          JaxRuntimeError: process 0 is gone.
+        """
+        while True:
+            try:
+                data = client().blocking_key_value_get_bytes(self._key(), 1000 * self.LOOK_SECONDS)
+            except jax.errors.JaxRuntimeError as error:
+                if "DEADLINE_EXCEEDED" not in str(error):
+                    raise
+            else:
+                self._next()
+                return data
+
+    def _key(self) -> str:
+        return f"kosmos/{self._name}/{self._count // self.TOGETHER}/{self._count}"
+
+    def _next(self):
+        self._count += 1
+        if self._count % self.TOGETHER == 0:
+            exchange(f"{self._name} so far", str(self._count), self._seconds)
+            if jax.process_index() == 0:
+                client().key_value_delete(f"kosmos/{self._name}/{self._count // self.TOGETHER - 1}")
+
+
 def client():
     """The client of the coordination service, which every process of a job has; JAX shows no other way to it."""
     from jax._src.distributed import global_state

@@ -178,9 +178,9 @@ class Server:
 
     # What the handlers share
 
-    async def last(self, start) -> list:
+    async def last(self, verb: str, *arguments) -> list:
         """The completions, or scores, of a request once it is done; see `Worker.run`."""
-        async for state in self.worker.run(start):
+        async for state in self.worker.run(verb, *arguments):
             found = state
         return found
 
@@ -207,7 +207,7 @@ class Server:
 
     async def stream(self, request, prompt, options, asked, head, piece) -> Response:
         """Server-sent events with the texts as they are written. The first news is waited for: errors have a status."""
-        states = self.worker.run(lambda engine: engine.generate(prompt, options))
+        states = self.worker.run("generate", prompt, options)
         first = await self.unless_gone(request, anext(states))
 
         async def events():

@@ -3,11 +3,12 @@
 import logging
 import os
 import re
+import socket
 import threading
 from functools import partial
 from pathlib import Path
 
-from kosmos_jax.errors import UserError
+from kosmos_jax.errors import UserError, from_os
 from kosmos_jax.serving.chat import TEMPLATES
 
 log = logging.getLogger(__name__)
@@ -53,15 +54,19 @@ def pools_of(text: str) -> dict[tuple[int, int], int]:
 
 
 def serve(args) -> int:
-    """Serves a checkpoint until SIGTERM or SIGINT.
+    """Serves a checkpoint until SIGTERM or SIGINT. Of several processes, the first one answers.
 
     Raises:
       UserError: no checkpoint, or an impossible option; or a package is missing.
+      OSError: the address cannot be listened on.
     """
+    import jax
+
     try:
         import uvicorn
 
         from kosmos_jax.serving.app import Server
+        from kosmos_jax.serving.lockstep import follow
         from kosmos_jax.serving.media import Limits
         from kosmos_jax.serving.metrics import Metrics
         from kosmos_jax.serving.worker import Worker
@@ -70,22 +75,32 @@ def serve(args) -> int:
     from kosmos_jax.inference import load
     from kosmos_jax.inference.command import mesh_of
 
-    pools = pools_of(args.slots)
+    pools, first = pools_of(args.slots), jax.process_index() == 0
+    listener = _listener(args.host, args.port) if first else None  # before the weights: what is taken is told at once
     generator = load(args.checkpoint, mesh_of(args.overrides), pools=pools, pieces=2, int8=args.int8)
+    if not first:
+        return follow(generator.engine)
     metrics = Metrics()
     worker = Worker(generator, args.queue, metrics.first_token)
     metrics.watch(worker)
     limits = Limits(items=args.max_items, hosts=frozenset(map(str.lower, args.allow_host)))
     name = args.name or Path(args.checkpoint).resolve().name
     server = Server(worker, metrics, name, args.template, limits, args.api_key or os.environ.get(KEY, ""))
-    settings = dict(host=args.host, port=args.port, log_level="warning", timeout_graceful_shutdown=SEND_SECONDS)
+    settings = dict(log_level="warning", timeout_graceful_shutdown=SEND_SECONDS)
     http = uvicorn.Server(uvicorn.Config(server.app, **settings))
     worker.start()
     log.info("%s at http://%s:%d", name, args.host, args.port)
     http.handle_exit = partial(_drain, worker, http)
-    http.run()
+    http.run(sockets=[listener])
     worker.stop(0)
     return 0 if not worker.failure else 1
+
+
+def _listener(host: str, port: int) -> socket.socket:
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise from_os(f"--host {host} --port {port}", error) from error
 
 
 def _drain(worker, http, *_):

@@ -51,9 +51,9 @@ async def _completed(server, prompt: EncodedPrompt, given: list[int], options, a
     decode, choices = server.tokenizer.decode, []
     start, scored = prompt._replace(tokens=prompt.tokens[:1]), None
     completions = [Completion("", [], "length", *([], []) if asked.top is not None else ())]
-    wanted = [server.last(lambda engine: engine.generate(prompt, options))] if most else []
+    wanted = [server.last("generate", prompt, options)] if most else []
     if asked.echo and asked.top is not None:
-        wanted.append(server.last(lambda engine: engine.score(start, [prompt.tokens[1:]], asked.top)))
+        wanted.append(server.last("score", start, [prompt.tokens[1:]], asked.top))
     found = await together(wanted)
     if most:
         completions = found[0]

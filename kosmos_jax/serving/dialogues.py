@@ -23,7 +23,7 @@ async def answer(server, request: Request) -> Response:
     if asked.stream:
         head = protocol.envelope("chat.completion.chunk", server.name, "chatcmpl")
         return await server.stream(request, prompt, options, asked, head, partial(_chat_piece, server))
-    completions = await server.unless_gone(request, server.last(lambda engine: engine.generate(prompt, options)))
+    completions = await server.unless_gone(request, server.last("generate", prompt, options))
     head = protocol.envelope("chat.completion", server.name, "chatcmpl")
     choices = []
     for index, completion in enumerate(completions):
@@ -110,7 +110,7 @@ async def respond(server, request: Request) -> Response:
         messages = [dict(role="system", content=body["instructions"]), *messages]
     prompt = await _dialogue(server, messages)
     options = _options(server, prompt, asked, body, ("max_output_tokens",))
-    work = server.last(lambda engine: engine.generate(prompt, options))
+    work = server.last("generate", prompt, options)
     (completion, *_) = completions = await server.unless_gone(request, work)
     used = protocol.usage(len(prompt.tokens), completions)
     head = protocol.envelope("response", server.name, "resp")

@@ -10,6 +10,8 @@ from collections.abc import AsyncIterator, Callable
 
 from kosmos_jax.errors import UserError
 from kosmos_jax.inference.options import Completion
+from kosmos_jax.parallel.distributed import leave_at_once
+from kosmos_jax.serving.lockstep import Leader, Order
 
 log = logging.getLogger(__name__)
 
@@ -30,12 +32,13 @@ class Job:
     """One request of the engine, as its handler sees it.
 
     Attributes:
+      number: of this job, unlike that of any other.
+      request: the engine's, once it was begun.
       queued, first, tokens: when it came, when its first token did (in seconds, None before), and how many it has.
     """
 
-    def __init__(self, start: Callable):
-        """Args: start: engine -> its request; called in the engine's thread."""
-        self.start, self.request = start, None
+    def __init__(self, number: int):
+        self.number, self.request = number, None
         self.queued, self.first, self.tokens = time.monotonic(), None, 0
         self._loop, self._news = asyncio.get_running_loop(), asyncio.Queue()
 
@@ -69,8 +72,8 @@ class Worker:
         """Args: most: requests that are there at the same time. on_first: told of a job's first token."""
         self.generator, self.engine, self.most, self._on_first = generator, generator.engine, most, on_first
         self.ready, self.failure, self.closing = False, None, False
-        self._orders, self._jobs = queue.SimpleQueue(), []
-        self._count, self._lock = 0, threading.Lock()
+        self._orders, self._jobs = queue.SimpleQueue(), []  # (Job, Order), or None for the end
+        self._count, self._begun, self._lock = 0, 0, threading.Lock()
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self):
@@ -98,17 +101,17 @@ class Worker:
         while self._count and time.monotonic() < end and not self.failure:
             time.sleep(0.05)
 
-    async def run(self, start: Callable) -> AsyncIterator:
+    async def run(self, verb: str, *arguments) -> AsyncIterator:
         """The states of a request: what `snapshot` says after each turn of the engine that changed it.
 
         Leaving the iterator early cancels the request.
 
         Args:
-          start: engine -> its request; UserError for one that cannot be.
+          verb, arguments: a call of the engine, see `lockstep.Order`.
 
         Raises:
           Full, Closing, Failed: it was not taken, or cannot be finished.
-          UserError: of `start`.
+          UserError: the engine refuses it.
         """
         if self.failure:
             raise Failed(self.failure)
@@ -118,8 +121,9 @@ class Worker:
             if self._count >= self.most:
                 raise Full
             self._count += 1
-        job = Job(start)
-        self._orders.put(job)
+            self._begun += 1
+            job = Job(self._begun)
+        self._orders.put((job, Order(job.number, verb, arguments)))
         try:
             while True:
                 done, state = await job.news()
@@ -127,47 +131,54 @@ class Worker:
                 if done:
                     return
         finally:
-            self._orders.put((job, "cancel"))
+            self._orders.put((job, Order(job.number, "cancel")))
 
     def _run(self):
+        leader = Leader()
         try:
             self.engine.warm_up()
             self.ready = True
-            while self._orders_done():
+            while (asked := self._asked()) is not None:
+                leader.tell([order for _, order in asked])
+                for job, order in asked:
+                    if order.verb == "cancel":
+                        self._leave(job)
+                    else:
+                        self._begin(job, order)
                 if self.engine.busy:
                     self.engine.step()
                     self._tell()
+            leader.tell(None)
         except Exception as error:  # whatever it is, nobody may wait for it for ever
             log.exception("the engine failed")
+            leave_at_once(error, "serve")
             self.failure = f"{type(error).__name__}: {error}"
             for job in self._jobs:
                 job.tell(Failed(self.failure))
             while True:
                 order = self._orders.get()
-                if isinstance(order, Job):
-                    order.tell(Failed(self.failure))
+                if order is not None:
+                    order[0].tell(Failed(self.failure))
 
-    def _orders_done(self) -> bool:
-        """Does what was asked since the last turn; waits for something where there is nothing to do."""
-        while True:
-            try:
-                order = self._orders.get(block=not self.engine.busy)
-            except queue.Empty:
-                return True
-            if order is None:
-                return False
-            if isinstance(order, Job):
-                try:
-                    order.request = order.start(self.engine)
-                    self._jobs.append(order)
-                except Exception as error:  # nothing was begun, so the engine is as it was
-                    if not isinstance(error, UserError):
-                        log.exception("a request could not be begun")
-                    order.tell(error if isinstance(error, UserError) else Failed(f"{type(error).__name__}: {error}"))
-                if order.request is not None and order.request.done:
-                    self._tell()
-            else:
-                self._leave(order[0])
+    def _asked(self) -> list[tuple[Job, Order]] | None:
+        """What was asked since the last turn; waits for something where there is nothing to do. None at the end."""
+        asked = []
+        while not (self._orders.empty() and (asked or self.engine.busy)):
+            asked.append(self._orders.get())
+        return None if None in asked else asked
+
+    def _begin(self, job: Job, order: Order):
+        try:
+            job.request = getattr(self.engine, order.verb)(*order.arguments)
+        except UserError as error:
+            job.tell(error)
+        except Exception as error:  # nothing was begun, so the engine is as it was
+            log.exception("a request could not be begun")
+            job.tell(Failed(f"{type(error).__name__}: {error}"))
+        else:
+            self._jobs.append(job)
+            if job.request.done:
+                self._tell()
 
     def _leave(self, job: Job):
         if job.request is not None and not job.request.done:
