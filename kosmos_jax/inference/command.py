@@ -1,7 +1,8 @@
-"""`kosmos generate`."""
+"""`kosmos generate`, and the flags that it shares with other verbs."""
 
 import dataclasses
 import json
+import re
 import sys
 
 import jax
@@ -39,6 +40,21 @@ def generate(args):
     for prompt, completions in zip(args.prompt, found, strict=True) if jax.process_index() == 0 else ():
         for completion in completions if args.n > 1 else [completions]:
             print(json.dumps(dict(prompt=prompt, **told([completion]))) if args.json else completion.text)
+
+
+def pools_of(slots: str) -> dict[tuple[int, int], int]:
+    """--slots: "256x8,768x2x4" -> {(256, 1): 8, (768, 4): 2}.
+
+    Raises:
+      UserError: it is written otherwise.
+    """
+    pools = {}
+    for part in slots.split(","):
+        if not re.fullmatch(r"[1-9]\d*x[1-9]\d*(x[1-9]\d*)?", part):
+            raise UserError(f"--slots {slots}: write LENGTHxSLOTS or LENGTHxSLOTSxBRANCHES, such as 256x8,768x2x4")
+        length, count, *branches = map(int, part.split("x"))
+        pools[length, branches[0] if branches else 1] = count
+    return pools
 
 
 def mesh_of(overrides: list[str]) -> dict[str, int] | None:

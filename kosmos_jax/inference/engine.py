@@ -154,7 +154,7 @@ class Engine:
           UserError: it is too long, or an option does not suit the model.
         """
         node, told = None, options.top_logprobs is not None
-        check_ids(options, self.allowed)
+        check_ids(options, self.allowed, self.tokenizer.eos)
         completions = [Completion("", [], "", *([], []) if told else ()) for _ in range(options.n)]
         written = [[] for _ in range(options.n)]
         if options.choice is not None:

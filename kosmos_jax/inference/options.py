@@ -13,6 +13,7 @@ from kosmos_jax.inference.sampling import LONGEST_NGRAM, TINY
 INT32, FLOAT32 = np.iinfo(np.int32).max, float(np.finfo(np.float32).max)
 MOST_STOP_IDS = 8  # beside </s>
 MOST_TOP_LOGPROBS = 20
+BIAS = 100  # as OpenAI has it: enough to force a token, or to rule it out
 MOST_BRANCHES = 32  # bits of `Cache.branches_BS`
 
 
@@ -82,8 +83,8 @@ class Options:
             object.__setattr__(self, "temperature", 0.0)
         if len(self.stop_ids) > MOST_STOP_IDS:
             raise UserError(f"{len(self.stop_ids)} stop_ids; at most {MOST_STOP_IDS} can be there")
-        if not all(isinstance(value, Real) and math.isfinite(value) for value in (self.bias or {}).values()):
-            raise UserError("bias is a number, and finite, for each id")
+        if not all(isinstance(value, Real) and -BIAS <= value <= BIAS for value in (self.bias or {}).values()):
+            raise UserError(f"bias is a number from -{BIAS} to {BIAS} for each id")
         if self.choice is not None:
             texts = self.choice if isinstance(self.choice, list | tuple) else ()
             if not texts or not all(isinstance(text, str) and text for text in texts):

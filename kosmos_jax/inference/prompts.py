@@ -1,4 +1,4 @@
-"""From text and media to the arrays that the model reads: rows padded on the left, sizes rounded up to buckets."""
+"""From text and media to the arrays that the model reads."""
 
 import contextlib
 import re
@@ -12,7 +12,7 @@ import numpy as np
 from data_pipeline.documents import Document, Media, MediaError, Text
 from data_pipeline.media import MEDIA, host
 from kosmos_jax.errors import UserError
-from kosmos_jax.modality import Modality, Table
+from kosmos_jax.modality import Modality
 
 
 class Item(NamedTuple):
@@ -148,56 +148,6 @@ def encode_prompt(prompt: Prompt, tokenizer) -> EncodedPrompt:
     return EncodedPrompt(tokens, tuple(item.kind for item in body.media), body.starts + 1, media)
 
 
-class Batch(NamedTuple):
-    """Prompts side by side, as rows that end together: what `interop.verify` gives both models.
-
-    Attributes:
-      tokens_BT, segments_BT, positions_BT, slots_BT: int32[B, T] as in training: segment 0 is padding, positions count
-        from 0 in each row.
-      media: by modality [N, *shape]; only those that some row has.
-    """
-
-    tokens_BT: np.ndarray
-    segments_BT: np.ndarray
-    positions_BT: np.ndarray
-    slots_BT: np.ndarray
-    media: dict[str, np.ndarray]
-
-
-def collate(rows: Sequence[EncodedPrompt], pad: int, found: Sequence[Modality]) -> Batch:
-    """Pads rows on the left, and the counts of rows, tokens and items up to buckets: few shapes are compiled.
-
-    Args:
-      rows: at least one.
-      pad: the id that fills rows.
-      found: the model's modalities, in order.
-    """
-    B, T = power_of_two(len(rows)), bucket(max(len(row.tokens) for row in rows))
-    tokens_BT, slots_BT = np.full((B, T), pad, np.int32), np.full((B, T), -1, np.int32)
-    segments_BT, positions_BT = np.zeros((2, B, T), np.int32)
-    items = {m.name: [item for row in rows for item in row.media.get(m.name, ())] for m in found}
-    media = {}
-    for modality in found:
-        if own := items[modality.name]:
-            media[modality.name] = np.zeros((power_of_two(len(own)), *modality.shape), modality.dtype)
-            media[modality.name][: len(own)] = own
-    table, numbers = Table(found, {name: len(array) for name, array in media.items()}), dict.fromkeys(items, 0)
-    for b, row in enumerate(rows):
-        n = len(row.tokens)
-        tokens_BT[b, T - n :], segments_BT[b, T - n :], positions_BT[b, T - n :] = row.tokens, 1, np.arange(n)
-        for kind, start in zip(row.kinds, row.starts, strict=True):
-            slots = table.slots(kind, numbers[kind])
-            slots_BT[b, T - n + start :][: len(slots)] = slots
-            numbers[kind] += 1
-    return Batch(tokens_BT, segments_BT, positions_BT, slots_BT, media)
-
-
 def power_of_two(n: int) -> int:
     """The least power of two that is not below n."""
     return 1 << (n - 1).bit_length()
-
-
-def bucket(n: int) -> int:
-    """The next of 16, 32, 48, ..., 128, 160, 192, 224, 256, 320, ...: from 64 on four to an octave, a fifth is lost."""
-    step = max(16, power_of_two(n) // 8)
-    return -(-n // step) * step

@@ -61,12 +61,19 @@ def rules_of(options: Options, node: trie.Node | None, allowed: np.ndarray, eos:
     )
 
 
-def check_ids(options: Options, allowed: np.ndarray):
-    """Raises UserError for an id that cannot come; `allowed` as `allowed_ids` has it."""
+def check_ids(options: Options, allowed: np.ndarray, eos: int):
+    """Raises UserError for an id that cannot come, or where none can; `allowed` as `allowed_ids` has it."""
     for token in [*(options.allowed or ()), *(options.bias or ()), *options.stop_ids]:
         is_id = isinstance(token, int | np.integer) and not isinstance(token, bool)  # True would pick a mask
         if not (is_id and 0 <= token < len(allowed) and allowed[token]):
             raise UserError(f"{token} is no id that this model writes: those are pieces of text, not tags")
+    if options.allowed is not None:
+        barred = {eos} if options.ignore_eos else set()
+        barred |= set(ends_of(options, eos)) if options.min_new_tokens else set()
+        if not {*options.allowed, eos} - barred:
+            raise UserError(
+                "allowed has no id that may come: ends are ignored, or come too early, and nothing else is there"
+            )
 
 
 def bias_of(options: Options, node: trie.Node | None, allowed: np.ndarray, eos: int) -> np.ndarray:

@@ -11,8 +11,9 @@ from scipy.special import log_softmax
 
 from kosmos_jax import checkpoint
 from kosmos_jax.config import apply_overrides
-from kosmos_jax.inference.prompts import EncodedPrompt, collate, encode_prompt
+from kosmos_jax.inference.prompts import EncodedPrompt, encode_prompt
 from kosmos_jax.interop.packages import needed
+from kosmos_jax.interop.rows import collate
 from kosmos_jax.model import abstract_model, with_parameters
 
 # Largest difference of two logits that is allowed, as a share of the largest logit: rounding, of the arithmetic for
@@ -78,9 +79,6 @@ def verify(path, to: str, out: Path, dtype: str) -> list[Agreement]:
         tokens, slots, mask = (torch.from_numpy(array).long() for array in ids)
         media = {name: torch.from_numpy(np.copy(items)) for name, items in batch.media.items()}
         media |= {name: normalize(items) for name, items in media.items() if name == "image"}
-        if media:  # transformers' Kosmos-2 takes as many images as it has slots for
-            last = next(reversed(media))
-            media[last] = media[last][: sum(len(row.media.get(last, ())) for row in rows)]
         with torch.inference_mode():
             found_BTV = theirs(tokens, slots, media, mask).numpy()
         ours, found = ours_BTV[here][real_BT[here]], found_BTV[batch.segments_BT > 0]

@@ -44,12 +44,15 @@ def plan_inference(args) -> int:
         raise UserError(
             "--inference has no --fit and no --mesh auto: without a mesh, heads are split as far as they go"
         )
+    from kosmos_jax.inference.command import pools_of
     from kosmos_jax.planning.devices import examine_only
-    from kosmos_jax.planning.inference import parse_slots
     from kosmos_jax.planning.isolated import isolated_inference_plan
     from kosmos_jax.planning.report import inference_report
 
-    slots = parse_slots(args.slots) if args.slots else None
+    pools = pools_of(args.slots) if args.slots else {}
+    if any(branches > 1 for _, branches in pools):
+        raise UserError(f"--slots {args.slots}: a plan is of slots with one branch, written LENGTHxSLOTS")
+    slots = {length: count for (length, _), count in pools.items()} or None
     examine_only()
     mesh = args.mesh or any(override.startswith("--config.mesh.") for override in args.overrides)
     made = isolated_inference_plan(config, topology, mesh, slots, args.int8)

@@ -106,18 +106,6 @@ class InferencePlan:
         return plan
 
 
-def parse_slots(text: str) -> dict[int, int]:
-    """Length -> slots, from "256x32,768x8".
-
-    Raises:
-      UserError: it says something else.
-    """
-    pairs = [pair.split("x") for pair in text.split(",")]
-    if not all(len(pair) == 2 and all(number.isdigit() and int(number) for number in pair) for pair in pairs):
-        raise UserError(f"--slots {text}: write LENGTHxSLOTS, as in 256x32,768x8")
-    return {int(length): int(slots) for length, slots in pairs}
-
-
 def default_mesh(config, topology: Topology) -> dict[str, int]:
     """Heads over the devices that the fast network joins, as many as divide them, and slots over the rest.
 

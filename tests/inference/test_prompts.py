@@ -12,16 +12,8 @@ from data_pipeline.tokenizer import Tokenizer
 from data_pipeline.wav import wav
 from kosmos_jax.errors import UserError
 from kosmos_jax.inference.generator import _is_one_prompt
-from kosmos_jax.inference.prompts import (
-    Item,
-    bucket,
-    collate,
-    encode_prompt,
-    is_item,
-    open_item,
-    parse_prompt,
-    power_of_two,
-)
+from kosmos_jax.inference.prompts import Item, encode_prompt, is_item, open_item, parse_prompt
+from kosmos_jax.interop.rows import collate
 from kosmos_jax.modality import Modality
 from tests.data_pipeline.demo_data import image
 from tests.inference.conftest import TEXTS
@@ -137,21 +129,14 @@ def test_a_prompt_reads_as_the_start_of_a_training_document(tokenizer):
 def test_rows_are_padded_on_the_left_and_own_their_images(tokenizer):
     rows = [encode_prompt(p, tokenizer) for p in (["seven", PIXELS], "", [PIXELS, PIXELS])]
     batch = collate(rows, tokenizer.pad, tokenizer.modalities)
-    assert batch.tokens_BT.shape == (4, 16) and batch.media["image"].shape == (4, 16, 16, 3)
+    B, T = batch.tokens_BT.shape
+    assert (B, T) == (3, max(len(row.tokens) for row in rows)) and batch.media["image"].shape == (3, 16, 16, 3)
     for b, row in enumerate(rows):
         n = len(row.tokens)
-        assert batch.segments_BT[b].tolist() == [0] * (16 - n) + [1] * n
-        assert batch.positions_BT[b, 16 - n :].tolist() == list(range(n))
-        assert batch.tokens_BT[b, 16 - n :].tolist() == row.tokens.tolist()
-    assert [sorted(set(row[row >= 0] // 4)) for row in batch.slots_BT] == [[0], [], [1, 2], []]
-    assert not batch.segments_BT[3].any()
-
-
-def test_buckets_hold_and_waste_a_fifth_at_most():
-    for n in range(1, 3000):
-        assert bucket(n) >= n and power_of_two(n) >= n and power_of_two(n) < 2 * n
-        assert bucket(n) == 16 or bucket(n) < n * 1.25 + 16
-    assert len({bucket(n) for n in range(1, 2049)}) < 30
+        assert batch.segments_BT[b].tolist() == [0] * (T - n) + [1] * n
+        assert batch.positions_BT[b, T - n :].tolist() == list(range(n))
+        assert batch.tokens_BT[b, T - n :].tolist() == row.tokens.tolist()
+    assert [sorted(set(row[row >= 0] // 4)) for row in batch.slots_BT] == [[0], [], [1, 2]]
 
 
 def test_sound_and_images_in_one_prompt_have_slots_one_modality_after_the_other():
@@ -162,7 +147,7 @@ def test_sound_and_images_in_one_prompt_have_slots_one_modality_after_the_other(
     batch = collate(rows, tokenizer.pad, both)
     assert batch.media["image"].shape == (1, 16, 16, 3) and batch.media["audio"].shape == (4, 320)
     slots = [row[row >= 0].tolist() for row in batch.slots_BT]
-    assert slots == [[2, 3, 4, 0, 1], [5, 6, 7], [8, 9, 10, 11, 12, 13], []]
+    assert slots == [[2, 3, 4, 0, 1], [5, 6, 7], [8, 9, 10, 11, 12, 13]]
     assert (batch.media["audio"][2] != 0).any() and not batch.media["audio"][[0, 1, 3]].any()
 
 

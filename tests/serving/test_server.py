@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from kosmos_jax.errors import UserError
-from kosmos_jax.serving.command import pools_of
+from kosmos_jax.inference.command import pools_of
 from tests.inference.compiles import compiled
 from tests.serving.conftest import as_url, started
 
@@ -213,7 +213,10 @@ def test_options_of_vllm_do_what_they_say(server, generator, tokenizer):
         ("completions", dict(prompt=["x"] * 65), 400, "65 prompts; at most 64"),
         ("completions", dict(prompt="x" * (10**6 + 1)), 400, "1,000,001"),
         ("completions", dict(best_of=2), 400, "best_of is not supported"),
+        ("completions", dict(logit_bias={"20": 1e300}), 400, "bias is a number from"),
+        ("completions", dict(allowed_token_ids=[], min_tokens=1), 400, "no id that may come"),
         ("responses", dict(n=2), 400, "n is not there"),
+        ("responses", dict(input=5, instructions="x"), 400, "input must be a text"),
         ("responses", dict(stream=True), 400, "stream is not there"),
         ("responses", dict(messages=[]), 400, "messages is not known"),
         ("responses", dict(previous_response_id="resp-1"), 400, "previous_response_id is not known"),
