@@ -258,7 +258,7 @@ def _plan_arguments(parser):
 def _launch(args) -> int:
     from launch.command import launch
 
-    return launch(args)
+    return launch(args, parse)
 
 
 def _launch_arguments(parser):
@@ -283,7 +283,7 @@ VERBS = {
     "export": Verb("write a checkpoint for PyTorch", _export_arguments, _export),
     "verify": Verb("check that a checkpoint is what was written", _verify_arguments, _verify),
     "plan": Verb("compile a run for hardware that you do not have", _plan_arguments, _plan, has_config=True),
-    "launch": Verb("submit a training job to a scheduler", _launch_arguments, _launch),
+    "launch": Verb("submit a training job, or a server, to a scheduler", _launch_arguments, _launch),
     "import": Verb("make a checkpoint of published weights", _import_arguments, _import, has_config=True),
 }
 

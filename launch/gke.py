@@ -1,4 +1,4 @@
-"""A JobSet for Google Kubernetes Engine: TPU slices, or GPU hosts.
+"""A JobSet for Google Kubernetes Engine: TPU slices, or GPU hosts. For a server see gke_serve.py.
 
 Sources: the TPU example of kubernetes-sigs/jobset (site/static/examples/tpu-multislice) and its failure policy
 (pkg/controllers/failure_policy.go; patterns of messages need JobSet 0.10), GKE's pages on TPUs and on the Cloud Storage
@@ -7,8 +7,9 @@ FUSE driver, the charts of AI-Hypercomputer/gpu-recipes.
 
 import shlex
 
+from launch import gke_serve
 from launch.gke_network import connect_gpus, script_of
-from launch.job import COORDINATOR_PORT, GRACE_SECONDS, JobDescription
+from launch.job import COORDINATOR_PORT, JobDescription
 from launch.manifest import to_yaml
 
 SUFFIX, CLIENT = ".yaml", "kubectl"
@@ -31,12 +32,16 @@ def render(job: JobDescription) -> str:
     job.require(job.capacity != "reserved" or job.reservation, "reservation", "name the reservation")
     job.require_workdir_mounted()
     pod = _tpu_pod(job) if job.kind == "tpu" else _gpu_pod(job)
-    labels = {"kueue.x-k8s.io/queue-name": job.gke.queue} if job.gke.queue else {}
-    # A slice is a node pool: each replica gets one to itself. GPU hosts of a job may lie in several pools.
-    exclusive = {"alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool"}
     metadata = {"name": job.name, "namespace": job.gke.namespace}
-    metadata |= {"labels": labels} if labels else {}
-    metadata |= {"annotations": exclusive} if job.kind == "tpu" else {}
+    metadata |= {"labels": {"kueue.x-k8s.io/queue-name": job.gke.queue}} if job.gke.queue else {}
+    if job.verb == "serve":
+        return to_yaml(*gke_serve.manifests(job, metadata, pod))
+    return to_yaml(_job_set(job, metadata, pod))
+
+
+def _job_set(job: JobDescription, metadata: dict, pod: dict) -> dict:
+    if job.kind == "tpu":
+        metadata |= gke_serve.one_pool_each("alpha.jobset.sigs.k8s.io")
     hosts = {
         "parallelism": job.hosts,
         "completions": job.hosts,
@@ -64,8 +69,7 @@ def render(job: JobDescription) -> str:
         },
         "replicatedJobs": [{"name": HOSTS, "replicas": job.slices, "template": {"spec": hosts}}],
     }
-    manifest = {"apiVersion": "jobset.x-k8s.io/v1alpha2", "kind": "JobSet", "metadata": metadata, "spec": spec}
-    return to_yaml(manifest)
+    return {"apiVersion": "jobset.x-k8s.io/v1alpha2", "kind": "JobSet", "metadata": metadata, "spec": spec}
 
 
 def _tpu_pod(job: JobDescription) -> dict:
@@ -88,11 +92,14 @@ def _gpu_pod(job: JobDescription) -> dict:
 
     JAX can find the processes of a job of Kubernetes by itself, but only one process a pod, with rights to list pods.
     So launch.local starts the host's processes, with ranks from the index of the pod, and with the name that a JobSet
-    gives to its first pod as the coordinator's.
+    gives to its first pod, or a LeaderWorkerSet to its leader, as the coordinator's.
     """
-    coordinator = f"{job.name}-{HOSTS}-0-0.{job.name}:{COORDINATOR_PORT}"
-    first = f'--first="$(({job.per_host} * JOB_COMPLETION_INDEX))"'
-    start = f"{shlex.join(job.gpu_processes)} --coordinator={coordinator} {first} -- {shlex.join(job.command)}"
+    first_pod, index = f"{job.name}-{HOSTS}-0-0.{job.name}", "JOB_COMPLETION_INDEX"
+    if job.verb == "serve":
+        first_pod, index = "$LWS_LEADER_ADDRESS", "LWS_WORKER_INDEX"
+    others = f' --coordinator={first_pod}:{COORDINATOR_PORT} --first="$(({job.per_host} * {index}))"'
+    others = "" if job.hosts == 1 else others
+    start = f"{shlex.join(job.gpu_processes)}{others} -- {shlex.join(job.command)}"
     machine = job.place.chip.machine_type
     setup = script_of(machine) if job.hosts > 1 else ""
     pod = _pod(job, command=["bash", "-c", f"{setup}exec {start}"], resource="nvidia.com/gpu")
@@ -123,8 +130,8 @@ def _pod(job: JobDescription, command: list[str], resource: str) -> dict:
     if job.reservation:
         selector = {"cloud.google.com/reservation-name": job.reservation}
     spec = {
-        "restartPolicy": "Never",
-        "terminationGracePeriodSeconds": GRACE_SECONDS,
+        "restartPolicy": "Always" if job.verb == "serve" else "Never",
+        "terminationGracePeriodSeconds": job.grace_seconds,
         "nodeSelector": selector,
         "tolerations": tolerations,
         "containers": [container],
@@ -167,11 +174,14 @@ def _volumes(job: JobDescription) -> tuple[list, list, dict]:
 
 
 def submit_command(job: JobDescription, path: str) -> list[str]:
-    return ["kubectl", "create", "-f", path]
+    # A server that is there already is brought up to date; a JobSet cannot be changed.
+    return ["kubectl", "apply" if job.verb == "serve" else "create", "-f", path]
 
 
 def advice(job: JobDescription, path: str, output: str) -> dict[str, str]:
     """Commands for afterwards."""
+    if job.verb == "serve":
+        return gke_serve.advice(job, path)
     space, jobset = f"--namespace {job.gke.namespace}", f"jobset.sigs.k8s.io/jobset-name={job.name}"
     host_0 = f"{jobset},jobset.sigs.k8s.io/job-index=0,batch.kubernetes.io/job-completion-index=0"
     return {

@@ -5,19 +5,27 @@ import runpy
 import shlex
 import traceback
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import get_origin
 
 from kosmos_jax.errors import UserError
 from kosmos_jax.parallel.topology import Topology, parse
+from kosmos_jax.serving.command import DRAIN_SECONDS, KEY, SEND_SECONDS
 
 CAPACITIES = ("on-demand", "spot", "reserved")
 # Of process 0, where nothing else names one.
 COORDINATOR_PORT = 8476
-# For a checkpoint between SIGTERM and SIGKILL. A spot machine is taken away after 30 seconds whatever is asked for.
-GRACE_SECONDS = 300
+# Between SIGTERM and SIGKILL, by verb: for a checkpoint; for the requests that are there, and the end of the processes.
+# A spot machine is taken away after 30 seconds whatever is asked for.
+GRACE_SECONDS = {"train": 300, "serve": DRAIN_SECONDS + SEND_SECONDS + 12}
+# What `kosmos serve` has flags for and a job says elsewhere.
+SAID_ELSEWHERE = {
+    "--checkpoint": "the checkpoint is the workdir's",
+    "--port": "write Serve(port=N)",
+    "--api-key": f"a key has no place in a file, set the variable {KEY} (docs/serving.md, Deployment)",
+}
 # Characters that mean the same to shells, schedulers and container runtimes. Others may end a word or a list there.
 PATH, SOURCE, IMAGE = r"(/[\w.@+=-]+)+/?", r"[\w./][\w.:/@+=-]*", r"[\w./][\w.:/@#+-]*"
 
@@ -52,10 +60,18 @@ class TpuVm:
 
 
 @dataclass(frozen=True)
-class JobDescription:
-    """A run of `kosmos train` on a number of machines; launch/jobs has examples.
+class Serve:
+    """What only `kosmos serve` is told."""
 
-    Every start runs the same command, and resumes from the newest checkpoint of the workdir.
+    port: int = 8000
+    flags: tuple[str, ...] = ()  # more of them, such as "--slots=768x16", "--int8=cache", "--config.mesh.tensor=4"
+
+
+@dataclass(frozen=True)
+class JobDescription:
+    """A run of `kosmos train` on a number of machines, or `kosmos serve` for what it made; launch/jobs has examples.
+
+    Every start runs the same command, and takes the newest checkpoint of the workdir.
     """
 
     name: str
@@ -74,9 +90,12 @@ class JobDescription:
     slurm: Slurm = Slurm()
     gke: Gke = Gke()
     tpu_vm: TpuVm = TpuVm()
+    serve: Serve = Serve()
+    verb: str = "train"  # of kosmos; see `serving`
 
     def __post_init__(self):
-        for key, part in {"": self, "slurm": self.slurm, "gke": self.gke, "tpu_vm": self.tpu_vm}.items():
+        parts = {"slurm": self.slurm, "gke": self.gke, "tpu_vm": self.tpu_vm, "serve": self.serve}
+        for key, part in {"": self, **parts}.items():
             for each in fields(part):
                 kind, value = get_origin(each.type) or each.type, getattr(part, each.name)
                 fine = isinstance(value, kind) and not isinstance(value, bool)
@@ -90,12 +109,19 @@ class JobDescription:
         self.require(self.workdir, "workdir", "name a folder that all machines share")
         self.require(self.capacity in CAPACITIES, "capacity", f"write one of {', '.join(CAPACITIES)}")
         self.require(not self.reservation or self.capacity == "reserved", "reservation", 'add capacity="reserved"')
+        self.require(self.verb in GRACE_SECONDS, "verb", f"write one of {', '.join(GRACE_SECONDS)}")
         self.require(self.max_restarts >= 0, "max_restarts", "0 is the least")
         self.require(not self.image or _only(IMAGE, self.image), "image", "write REGISTRY/NAME:TAG")
         self.require(not (self.image and self.venv), "venv", "name this or an image, not both")
         for key, value in self.env.items():
             fine = _only(r"[A-Za-z_]\w*", key) and isinstance(value, str) and "\0" not in value
             self.require(fine, "env", f"{key!r}: give text, and a name of letters, digits and _")
+        # These messages show no value, which may be the key.
+        if KEY in self.env:
+            raise UserError(f"job {self.name}: env has {KEY}; {SAID_ELSEWHERE['--api-key']}")
+        for flag in (str(word).partition("=")[0] for word in self.serve.flags):
+            if flag in SAID_ELSEWHERE:
+                raise UserError(f"job {self.name}: serve has the flag {flag}; {SAID_ELSEWHERE[flag]}")
         for path, source in self.mounts.items():
             fine = _only(PATH, path) and ".." not in path
             self.require(fine, "mounts", f"{path!r} has to be an absolute path of letters, digits, . _ -")
@@ -138,6 +164,9 @@ class JobDescription:
     def command(self) -> list[str]:
         """What every process runs."""
         kosmos = f"{self.venv}/bin/kosmos" if self.venv else "kosmos"
+        if self.verb == "serve":
+            address = ["--host", "0.0.0.0", "--port", str(self.serve.port)]
+            return [kosmos, "serve", "--checkpoint", self.workdir, *address, *self.serve.flags]
         overrides = [f"--config.{key}={value}" for key, value in self.overrides.items()]
         return [kosmos, "train", "--config", self.config, "--workdir", self.workdir, *overrides]
 
@@ -149,8 +178,18 @@ class JobDescription:
 
     @property
     def exports(self) -> list[str]:
-        """The environment as lines of shell."""
-        return [f"export {key}={shlex.quote(value)}" for key, value in self.env.items()]
+        """The environment as lines of shell. A server starts with a key alone: other machines can reach it."""
+        lines = [f"export {key}={shlex.quote(value)}" for key, value in self.env.items()]
+        return lines + [f': "${{{KEY}:?export it before: the key that requests must have}}"'] * (self.verb == "serve")
+
+    @property
+    def grace_seconds(self) -> int:
+        """Seconds between SIGTERM and SIGKILL."""
+        return GRACE_SECONDS[self.verb]
+
+    def serving(self) -> "JobDescription":
+        """The same machines, which serve what the job trained."""
+        return replace(self, verb="serve", name=f"{self.name}-serve")
 
     def require(self, fine, key: str, instead: str):
         """Raises a UserError about one field unless it is fine; `instead` says what to write.
@@ -162,6 +201,10 @@ class JobDescription:
         """
         if not fine:
             raise UserError(f"job {self.name}: {key} is {getattr(self, key)!r}; {instead}")
+
+    def require_training(self):
+        """For schedulers that have no place for a server."""
+        self.require(self.verb == "train", "verb", "a server runs with --on slurm, gke or local")
 
     def require_workdir_mounted(self):
         """For machines that share nothing but buckets."""

@@ -15,5 +15,5 @@ def _text(dumper, text: str):
 _Dumper.add_representer(str, _text)
 
 
-def to_yaml(manifest: dict) -> str:
-    return yaml.dump(manifest, Dumper=_Dumper, sort_keys=False, width=1000)
+def to_yaml(*manifests: dict) -> str:
+    return yaml.dump_all(manifests, Dumper=_Dumper, sort_keys=False, width=1000)

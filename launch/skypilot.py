@@ -20,6 +20,7 @@ python3 -m uv pip install --quiet --python ~/kosmos/bin/python '.[{extra}]'
 
 def render(job: JobDescription) -> str:
     """The task, as YAML."""
+    job.require_training()
     job.require(
         job.kind != "cpu", "topology", "on SkyPilot give GPUs or TPUs; for CPU hosts use --on slurm or --on local"
     )

@@ -9,7 +9,7 @@ import re
 import shlex
 from pathlib import PurePosixPath
 
-from launch.job import GRACE_SECONDS, JobDescription
+from launch.job import JobDescription
 from launch.restarts import count_failure
 
 SUFFIX, CLIENT = ".sbatch", "sbatch"
@@ -23,7 +23,7 @@ SCRIPT = """\
 
 # One start of the job; Slurm runs this script again for the next one.
 echo "== start $((${{SLURM_RESTART_COUNT:-0}} + 1)) of job $SLURM_JOB_ID on $SLURM_JOB_NODELIST, $(date -Is)"
-failures="$SLURM_SUBMIT_DIR/$SLURM_JOB_NAME-$SLURM_JOB_ID.failures"
+{address}failures="$SLURM_SUBMIT_DIR/$SLURM_JOB_NAME-$SLURM_JOB_ID.failures"
 {count_failure}{setup}
 # JAX finds coordinator, count and rank in srun's variables. A process takes the GPU of its local rank, so that it has
 # to see all of them, and its threads may use every core. The others are not killed when one ends: they may be saving.
@@ -32,7 +32,7 @@ srun {options} \\
 status=$?
 
 case $status in
-    0) echo "== all steps done" ;;
+    0) {done} ;;
     75) echo "== stopped and saved; resumes in the next start"; scontrol requeue "$SLURM_JOB_ID" ;;
     2) echo "== see the message above: another start would end in the same way"; exit 2 ;;
     *)
@@ -43,6 +43,14 @@ case $status in
         ;;
 esac
 """
+
+# What comes of status 0. A server ends with it after SIGTERM alone: its time is up.
+DONE = {
+    "train": 'echo "== all steps done"',
+    "serve": 'echo "== stopped after the requests that were there"; scontrol requeue "$SLURM_JOB_ID"',
+}
+# The script and process 0 run on the first node.
+ADDRESS = 'echo "== the server, once it is ready: http://$(hostname):{port}"\n'
 
 
 def render(job: JobDescription) -> str:
@@ -64,7 +72,7 @@ def render(job: JobDescription) -> str:
         "account": job.slurm.account,
         "qos": job.slurm.qos,
         "reservation": job.reservation,
-        "signal": f"TERM@{GRACE_SECONDS}",
+        "signal": f"TERM@{job.grace_seconds}",
         "output": "%x-%j.log",
         "open-mode": "append",
     }
@@ -88,6 +96,8 @@ def render(job: JobDescription) -> str:
         options=shlex.join(options),
         command=shlex.join(job.command),
         allowed=job.max_restarts + 1,
+        done=DONE[job.verb],
+        address=ADDRESS.format(port=job.serve.port) if job.verb == "serve" else "",
     )
 
 

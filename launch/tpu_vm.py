@@ -8,7 +8,7 @@ artifact-registry/docs/docker/authentication (access token) of docs.cloud.google
 import shlex
 
 from launch.gke import BUCKET_OPTIONS
-from launch.job import GRACE_SECONDS, JobDescription
+from launch.job import JobDescription
 from launch.restarts import count_failure
 
 SUFFIX, CLIENT = ".sh", "gcloud"
@@ -151,6 +151,7 @@ log_in() {
 
 def render(job: JobDescription) -> str:
     """A script with the commands create, watch, logs, state and stop."""
+    job.require_training()
     job.require(job.kind == "tpu", "topology", "Cloud TPU has TPUs only; for GPUs use --on gke, slurm or skypilot")
     chip = job.place.chip
     known = f"Cloud TPU's API has {', '.join(RUNTIMES)}; for others use --on gke"
@@ -199,7 +200,7 @@ def boot_script(job: JobDescription) -> str:
         login=f"log_in {shlex.quote(registry)} && " if private else "",
         set_ups=SET_UPS,
         allowed=job.max_restarts + 1,
-        grace=GRACE_SECONDS,
+        grace=job.grace_seconds,
         options=shlex.join([*options, job.image]),
         command=shlex.join(job.command),
     )

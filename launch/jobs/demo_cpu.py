@@ -1,6 +1,6 @@
 """The demo on two CPU hosts: `--on slurm` for a small cluster, `--on local` for two processes on this machine."""
 
-from launch.job import JobDescription
+from launch.job import JobDescription, Serve
 
 
 def get_job():
@@ -12,4 +12,5 @@ def get_job():
         venv=".venv",  # as `make demo` made it, on a file system that both hosts see
         workdir="out/demo-cpu",
         max_restarts=3,
+        serve=Serve(flags=("--config.mesh.tensor=2",)),
     )

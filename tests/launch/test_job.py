@@ -6,7 +6,7 @@ from data_pipeline.mixture import batch_layout
 from kosmos_jax.config import load_config
 from kosmos_jax.errors import UserError
 from kosmos_jax.parallel.mesh import axis_sizes
-from launch.job import JobDescription, Slurm, load_job
+from launch.job import JobDescription, Serve, Slurm, load_job
 from tests.launch.cases import ROOT, job, target_module
 
 GOOD = dict(name="a", config="c.py", topology="cpu:2x3", workdir="/w")
@@ -72,6 +72,14 @@ def test_overrides_become_flags_of_the_command():
         (dict(topology="v5e:4x4", slices=-2), "write how many there are, 1 or more"),
         (dict(slurm=Slurm(setup="module load cuda")), "setup has to be of the type tuple"),
         (dict(slurm=None), "slurm has to be of the type Slurm"),
+        (dict(serve=None), "serve has to be of the type Serve"),
+        (dict(serve=Serve(port="80")), "port has to be of the type int"),
+        (dict(serve=Serve(flags="--slots=256x8")), "flags has to be of the type tuple"),
+        (dict(serve=Serve(flags=("--port", "80"))), "serve has the flag --port; write Serve(port=N)"),
+        (dict(serve=Serve(flags=("--checkpoint=/a",))), "serve has the flag --checkpoint; the checkpoint is"),
+        (dict(serve=Serve(flags=("--api-key=secret",))), "serve has the flag --api-key; a key has no place in a file"),
+        (dict(env={"KOSMOS_API_KEY": "secret"}), "env has KOSMOS_API_KEY; a key has no place in a file"),
+        (dict(verb="eval"), "verb is 'eval'; write one of train, serve"),
         (dict(image="a b"), "image is 'a b'; write REGISTRY/NAME:TAG"),
         (dict(image='x"$(id)'), "write REGISTRY/NAME:TAG"),
         (dict(image="--privileged"), "write REGISTRY/NAME:TAG"),
@@ -100,7 +108,13 @@ def test_overrides_become_flags_of_the_command():
 def test_a_description_that_does_not_hold_together_says_what_to_write(changes, message):
     with pytest.raises(UserError) as error:
         JobDescription(**GOOD | changes)
-    assert message in str(error.value)
+    assert message in str(error.value) and "secret" not in str(error.value)
+
+
+def test_a_job_serves_its_workdir_with_the_flags_of_serve():
+    described = JobDescription(**GOOD, overrides={"training.steps": 5}, serve=Serve(81, ("--config.mesh.tensor=6",)))
+    words = "kosmos serve --checkpoint /w --host 0.0.0.0 --port 81 --config.mesh.tensor=6"
+    assert (described.serving().name, described.serving().command) == ("a-serve", words.split())
 
 
 @pytest.mark.parametrize(
@@ -132,6 +146,9 @@ def test_a_description_that_does_not_hold_together_says_what_to_write(changes, m
         ("kosmos1_v5p", "skypilot", dict(image="", venv="/v"), "that is for Slurm"),
         ("kosmos1_v5p", "skypilot", dict(capacity="reserved"), "gcp.specific_reservations"),
         ("kosmos1_h100", "local", {}, 'write one, such as "h100:1x8"'),
+        ("kosmos1_v5p", "tpu-vm", dict(verb="serve"), "a server runs with --on slurm, gke or local"),
+        ("kosmos1_v5p", "skypilot", dict(verb="serve"), "a server runs with --on slurm, gke or local"),
+        ("kosmos1_v5e", "gke", dict(verb="serve"), "a server has one slice"),
     ],
 )
 def test_what_a_scheduler_cannot_do_is_refused_with_what_can(name, target, changes, message):

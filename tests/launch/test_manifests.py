@@ -1,4 +1,4 @@
-"""Kubernetes' own schemas; those of JobSet, Kueue and SkyPilot from schemas/."""
+"""Kubernetes' own schemas; those of JobSet, LeaderWorkerSet, Kueue and SkyPilot from schemas/."""
 
 import json
 import re
@@ -9,15 +9,16 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from kosmos_jax.serving.command import DRAIN_SECONDS, KEY, SEND_SECONDS
 from launch import gke
 from tests.launch.cases import CASES, ROOT, job, rendered
 
 KUBERNETES = "1.34"
-JOBSET, KUEUE, SKYPILOT = (
+JOBSET, LEADER_WORKER_SET, KUEUE, SKYPILOT = (
     json.loads((Path(__file__).parent / f"schemas/{name}.json").read_text())
-    for name in ("jobset_v1alpha2", "kueue_v1beta2", "skypilot_task")
+    for name in ("jobset_v1alpha2", "leaderworkerset_v1", "kueue_v1beta2", "skypilot_task")
 )
-GKE, SKY = ([case for case in CASES if case[2] == target] for target in ("gke", "skypilot"))
+GKE, SKY, SERVE = ([case for case in CASES if case[2:] == kind] for kind in (("gke",), ("skypilot",), ("gke", "serve")))
 
 
 def jobs_of(manifest: dict) -> list[dict]:
@@ -35,6 +36,59 @@ def test_a_jobset_its_jobs_and_their_pods_are_what_kubernetes_accepts(case):
         kubernetes_validate.validate(each, KUBERNETES, strict=True)
         pod = {"apiVersion": "v1", "kind": "Pod", **each["spec"]["template"]}
         kubernetes_validate.validate(pod, KUBERNETES, strict=True)
+
+
+def server_of(text: str) -> tuple[dict, dict, list[dict]]:
+    """What has the pods of a server, its service, and the templates of the pods: of process 0 first."""
+    owner, service = yaml.safe_load_all(text)
+    group = owner["spec"].get("leaderWorkerTemplate")
+    templates = [group["leaderTemplate"], group["workerTemplate"]] if group else [owner["spec"]["template"]]
+    return owner, service, templates
+
+
+@pytest.mark.parametrize("case", SERVE, ids=str)
+def test_a_server_its_service_and_its_pods_are_what_kubernetes_accepts(case):
+    owner, service, templates = server_of(rendered(*case))
+    kubernetes_validate.validate(service, KUBERNETES, strict=True)
+    if len(templates) == 1:
+        kubernetes_validate.validate(owner, KUBERNETES, strict=True)
+    else:
+        jsonschema.validate(owner, LEADER_WORKER_SET)
+        owner["spec"]["leaderWorkerTemplate"]["sise"] = 2
+        with pytest.raises(jsonschema.ValidationError, match="sise"):
+            jsonschema.validate(owner, LEADER_WORKER_SET)
+    for template in templates:
+        kubernetes_validate.validate({"apiVersion": "v1", "kind": "Pod", **template}, KUBERNETES, strict=True)
+
+
+@pytest.mark.parametrize("case", SERVE, ids=str)
+def test_requests_come_to_process_0_alone_and_need_a_key_of_a_secret(case):
+    owner, service, (first, *others) = server_of(rendered(*case))
+    name, (container,) = owner["metadata"]["name"], first["spec"]["containers"]
+    if others:  # labels that the controller gives to the pods
+        label = "leaderworkerset.sigs.k8s.io"
+        assert service["spec"]["selector"] == {f"{label}/name": name, f"{label}/worker-index": "0"}
+    else:
+        assert service["spec"]["selector"] == owner["spec"]["selector"]["matchLabels"] == first["metadata"]["labels"]
+    (port,) = container["ports"]
+    assert (port["name"], f"--port {port['containerPort']}") == ("http", "--port 8000")
+    assert service["spec"]["ports"] == [{"name": "http", "port": 8000, "targetPort": "http"}]
+    assert "--host 0.0.0.0 --port 8000" in " ".join(container["command"])
+    key = {"name": KEY, "valueFrom": {"secretKeyRef": {"name": name, "key": KEY}}}
+    assert container["env"][-1] == key
+    for template in others:  # the same, but for what answers
+        (container,) = template["spec"]["containers"]
+        assert not {"ports", "startupProbe", "livenessProbe", "readinessProbe"} & container.keys()
+        assert key not in container["env"]
+    for template in (first, *others):
+        assert template["spec"]["terminationGracePeriodSeconds"] > DRAIN_SECONDS + SEND_SECONDS
+
+
+def test_a_pod_is_asked_where_the_server_answers():
+    _, _, (template,) = server_of(rendered("kosmos1_serve", "", "gke", "serve"))
+    (container,) = template["spec"]["containers"]
+    paths = [container[f"{kind}Probe"]["httpGet"]["path"] for kind in ("startup", "liveness", "readiness")]
+    assert paths == ["/health", "/health", "/ready"]
 
 
 @pytest.mark.parametrize("case", SKY, ids=str)

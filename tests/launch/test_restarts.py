@@ -43,6 +43,32 @@ def test_slurm_queues_a_job_again_unless_it_is_done_or_mistaken(status, returned
     assert not queued_again or called.read_text() == "requeue 7\n"
 
 
+@pytest.mark.parametrize("status, returned, queued_again", [(0, 0, True), (2, 2, False), (1, 0, True)])
+def test_slurm_starts_a_server_again_when_its_time_is_up(status, returned, queued_again, tmp_path):
+    fake(tmp_path, "srun", f"exit {status}")
+    fake(tmp_path, "scontrol", 'echo "$@" > scontrol-called')
+    variables = dict(SLURM_JOB_ID="7", SLURM_JOB_NAME="demo", SLURM_JOB_NODELIST="n1", SLURM_SUBMIT_DIR=str(tmp_path))
+    result = shell(slurm.render(job("demo_cpu").serving()), tmp_path, KOSMOS_API_KEY="secret", **variables)
+    assert (result.returncode, (tmp_path / "scontrol-called").exists()) == (returned, queued_again), result
+
+
+@pytest.mark.parametrize("target", ["slurm", "local"])
+def test_a_server_does_not_start_without_a_key(target, tmp_path):
+    result = shell(target_module(target).render(job("demo_cpu").serving()), tmp_path, KOSMOS_API_KEY="")
+    assert result.returncode and "KOSMOS_API_KEY: export it before" in result.stderr
+
+
+def test_the_hosts_of_a_server_are_numbered_by_the_leader_worker_set(tmp_path):
+    fake(tmp_path, "python", 'echo "$@"')
+    described = job("kosmos1_serve", "h100:2x8").serving()
+    manifest = next(yaml.safe_load_all(target_module("gke").render(described)))
+    container = manifest["spec"]["leaderWorkerTemplate"]["workerTemplate"]["spec"]["containers"][0]
+    line = container["command"][2].replace("$$", "$")  # as Kubernetes reads it
+    said = shell(line, tmp_path, LWS_LEADER_ADDRESS="a-0.a-0.default", LWS_WORKER_INDEX="1").stdout
+    counts = "--here=8 --total=16 --one-gpu-each --coordinator=a-0.a-0.default:8476 --first=8"
+    assert said == f"-m launch.local {counts} -- {' '.join(described.command)}\n"
+
+
 def test_slurm_gives_up_after_max_restarts_failures_but_never_for_being_stopped(tmp_path):
     fake(tmp_path, "srun", NEXT_STATUS)
     fake(tmp_path, "scontrol", "true")
