@@ -8,12 +8,16 @@ import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
 
-# Programs are compiled once a session: whole runs, started again and again, then cost seconds. Other processes that a
-# test starts find the same programs by the environment.
-_programs = tempfile.TemporaryDirectory()
-for name, value in (("compilation_cache_dir", _programs.name), ("persistent_cache_min_compile_time_secs", 0.5)):
-    jax.config.update(f"jax_{name}", value)
-    os.environ[f"JAX_{name.upper()}"] = str(value)
+# Programs are compiled once a session: whole runs, started again and again, then cost seconds. The processes that share
+# the tests, and those that a test starts, find the same programs by the environment.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    _programs = tempfile.TemporaryDirectory()
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _programs.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+jax.config.update(
+    "jax_persistent_cache_min_compile_time_secs", float(os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"])
+)
 
 
 # Packages whose tests take their time to compile, and whose claims hold without optimisation too.
