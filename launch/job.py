@@ -119,7 +119,8 @@ class JobDescription:
         # These messages show no value, which may be the key.
         if KEY in self.env:
             raise UserError(f"job {self.name}: env has {KEY}; {SAID_ELSEWHERE['--api-key']}")
-        for flag in (str(word).partition("=")[0] for word in self.serve.flags):
+        self.require(all(isinstance(word, str) for word in self.serve.flags), "serve", "its flags have to be text")
+        for flag in (word.partition("=")[0] for word in self.serve.flags):
             if flag in SAID_ELSEWHERE:
                 raise UserError(f"job {self.name}: serve has the flag {flag}; {SAID_ELSEWHERE[flag]}")
         for path, source in self.mounts.items():

@@ -75,6 +75,7 @@ def test_overrides_become_flags_of_the_command():
         (dict(serve=None), "serve has to be of the type Serve"),
         (dict(serve=Serve(port="80")), "port has to be of the type int"),
         (dict(serve=Serve(flags="--slots=256x8")), "flags has to be of the type tuple"),
+        (dict(serve=Serve(flags=("--queue", 9))), "its flags have to be text"),
         (dict(serve=Serve(flags=("--port", "80"))), "serve has the flag --port; write Serve(port=N)"),
         (dict(serve=Serve(flags=("--checkpoint=/a",))), "serve has the flag --checkpoint; the checkpoint is"),
         (dict(serve=Serve(flags=("--api-key=secret",))), "serve has the flag --api-key; a key has no place in a file"),
