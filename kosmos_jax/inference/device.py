@@ -18,6 +18,9 @@ from kosmos_jax.inference.weights import inference_model, inference_weights
 from kosmos_jax.parallel.mesh import AXES
 from kosmos_jax.parallel.sharding import fitting
 
+# Compiler options. XLA for GPUs makes one product of those that read the same, and would join the kernels of queries,
+# keys and values at every step.
+OPTIONS = {"gpu": {"xla_gpu_dot_merger_threshold_mb": 0}}
 # Tokens that are appended at once where a choice leaves none.
 JUMP = 8
 
@@ -26,6 +29,9 @@ class Device:
     """Weights, vectors of items, pages, blocks and pools of slots.
 
     Pages are known by their length, pools by (length, branches); both are made when they are first asked for.
+
+    Attributes:
+      vocabulary: V, ids that the head has a row for; those beyond the tokenizer's never come.
     """
 
     def __init__(self, config, params, *, eos: int, vectors: int, chunk: int, steps: int, blocks: int, int8=()):
@@ -47,7 +53,7 @@ class Device:
         self._model = model = inference_model(config, "weights" in int8, "cache" in int8)
         self.update(params)
         self._mesh = mesh_of(self._weights)
-        own, width, vocabulary = nnx.split(model)[0], config.text.width, config.text.vocab_size
+        own, width, self.vocabulary = nnx.split(model)[0], config.text.width, model.embedding.shape[0]
         self._make_table = self._compiled(lambda: jnp.zeros((vectors, width), model.dtype))
         self._perceive = self._compiled(partial(prefill.perceive, own), donated="table_MD", static="name")
         self._make_cache = self._compiled(model.decoder.empty_cache, static=("rows", "entries"))
@@ -56,10 +62,10 @@ class Device:
         self._keep = self._compiled(prefill.keep, donated="blocks")
         self._reuse = self._compiled(prefill.reuse, donated="page")
         sizes = ("rows", "entries", "branches")
-        self._make_slots = self._compiled(partial(slots.free, model, vocabulary), static=sizes, rows="data")
+        self._make_slots = self._compiled(partial(slots.free, model, self.vocabulary), static=sizes, rows="data")
         self._join = self._compiled(slots.joined, rows="data")
         self._admit = self._compiled(slots.admit, donated=("slots", "rules"), rows="data")
-        decode = partial(slots.decode, own, eos=eos, steps=steps)
+        decode = partial(slots.decode, own, eos=eos, steps=steps, split=self._split)
         self._decode = self._compiled(decode, donated="slots", rows="data")
         self._jump = self._compiled(partial(slots.jump, own), donated="slots", rows="data")
         self._rebias = self._compiled(slots.rebias, donated="rules", rows="data")
@@ -86,7 +92,12 @@ class Device:
             return jax.lax.with_sharding_constraint(x, NamedSharding(self._mesh, P()))
 
         names = dict(donate_argnames=donated, static_argnames=static)
-        return jax.jit(functools.wraps(function)(pinned), **names)
+        options = OPTIONS.get(self._mesh.devices.flat[0].platform)
+        return jax.jit(functools.wraps(function)(pinned), **names, compiler_options=options)
+
+    def _split(self, scores_BWV):
+        spec = fitting(("data", None, "tensor"), scores_BWV.shape, self._mesh)
+        return jax.lax.with_sharding_constraint(scores_BWV, NamedSharding(self._mesh, spec))
 
     def _place(self, x, rows) -> NamedSharding:
         """Keys and values are the arrays of four dimensions, the second of which are heads."""

@@ -9,6 +9,7 @@ The functions here are compiled. Weights come as arguments, never as constants, 
 a shape and new weights cost nothing.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -157,8 +158,13 @@ def quiet(rules: Rules, active_B) -> Rules:
     return rules._replace(**{name: jnp.where(active_B, getattr(rules, name), value) for name, value in idle.items()})
 
 
-def step(model, eos: int, slots: Slots, rules: Rules, active_BW):
+def step(model, eos: int, split: Callable, slots: Slots, rules: Rules, active_BW):
     """One token more in every active branch.
+
+    Args:
+      model: of `inference_model`.
+      eos, split, slots, rules: see `decode`.
+      active_BW: bool[B, W].
 
     Returns:
       (Slots, tokens int32[B, W], log-probabilities float32[B, W, V] of the next token, by the model alone).
@@ -170,10 +176,10 @@ def step(model, eos: int, slots: Slots, rules: Rules, active_BW):
     x_BWD = model.embed(jnp.maximum(newest_BW, 0), None, None, positions_BW)
     branches_BW = jnp.where(active_BW, bits_W, 0)
     hidden_BWD, cache = model.decoder.extend(x_BWD, branches_BW, positions_BW, slots.cache, slots.used_B)
-    logits_BWV = model.logits(hidden_BWD)
+    logits_BWV = split(model.logits(hidden_BWD))
     norm_BW = jax.nn.logsumexp(logits_BWV, axis=-1)
 
-    allowed_BWV = _ruled(logits_BWV, slots, rules)
+    allowed_BWV = split(_ruled(logits_BWV, slots, rules))
     tokens_BW = _sampled(allowed_BWV, slots, rules)
     count_B = slots.lengths_B - slots.prompts_B + 1
     ends_BW = (tokens_BW[..., None] == rules.ends_BE[:, None]).any(-1) | (count_B >= rules.limit_B)[:, None]
@@ -241,7 +247,9 @@ def _sampled(logits_BWV, slots: Slots, rules: Rules):
     ).reshape(B, W)
 
 
-def decode(graph, weights, slots: Slots, rules: Rules, budget_B, hurry, *, eos: int, steps: int) -> tuple[Slots, Told]:
+def decode(
+    graph, weights, slots: Slots, rules: Rules, budget_B, hurry, *, eos: int, steps: int, split: Callable
+) -> tuple[Slots, Told]:
     """Generates at most K = `steps` tokens in every branch that runs.
 
     Args:
@@ -251,6 +259,7 @@ def decode(graph, weights, slots: Slots, rules: Rules, budget_B, hurry, *, eos: 
       hurry: bool[], whether to return as soon as a slot is free, because somebody waits for one.
       eos: the id of </s>.
       steps: K.
+      split: pins scores float[B, W, V] to a mesh: what some options need would else bring all of them to every device.
     """
     model = nnx.merge(graph, weights)
     B, W, _ = slots.ids_BWS.shape
@@ -276,7 +285,7 @@ def decode(graph, weights, slots: Slots, rules: Rules, budget_B, hurry, *, eos: 
         k, slots, told = carry
         active_BW = active(slots, k)
         current = quiet(rules, active_BW.any(1))
-        slots, tokens_BW, logprobs_BWV = step(model, eos, slots, current, active_BW)
+        slots, tokens_BW, logprobs_BWV = step(model, eos, split, slots, current, active_BW)
         top_logprobs_BWE, top_ids_BWE = most_likely_few(logprobs_BWV, (current.top_B > 0).any())
         told = told._replace(
             tokens_KBW=told.tokens_KBW.at[k].set(jnp.where(active_BW, tokens_BW, -1)),

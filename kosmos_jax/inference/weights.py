@@ -1,4 +1,4 @@
-"""The weights as generation wants them: layers apart, matrices in the dtype of the arithmetic."""
+"""The weights as generation wants them: layers apart, matrices in the dtype of the arithmetic, the head filled up."""
 
 from collections.abc import Iterable
 from functools import partial
@@ -9,17 +9,19 @@ from jax.sharding import NamedSharding
 
 from kosmos_jax.model import abstract_model, with_parameters
 from kosmos_jax.model.int8 import Int8Linear, to_int8
+from kosmos_jax.model.kosmos import filled_up
 from kosmos_jax.model.layers import unstack
-from kosmos_jax.parallel.sharding import fitting
+from kosmos_jax.parallel.sharding import Shardings, fitting
 
 STACK = "decoder/layers/"
 MATRICES = ("kernel", "embedding")
 
 
 def inference_model(config, int8_weights: bool = False, int8_cache: bool = False):
-    """The model of `config.model` with its decoder's layers apart, nothing allocated.
+    """The model of `config.model` with its decoder's layers apart and its head filled up, nothing allocated.
 
-    One token does little with a layer's weights, and taking them out of a stack would mean copying them for each token.
+    One token does little with a layer's weights: taking them out of a stack, or filling the head up to a size that
+    products like, would mean copying them for each token.
 
     Args:
       config: config.model.
@@ -29,6 +31,7 @@ def inference_model(config, int8_weights: bool = False, int8_cache: bool = False
 
     def separate(params):
         model = with_parameters(graph, params)
+        model.embedding = nnx.Param(filled_up(model.embedding[...]))
         model.decoder.layers = unstack(model.decoder.layers)
         model.decoder.int8_cache = int8_cache
         for layer in model.decoder.layers if int8_weights else ():
@@ -58,6 +61,18 @@ def _placed(array, dtype, int8: bool, count: int):
     return jax.tree.map(place, jax.eval_shape(lambda x: _converted(x, dtype, int8, count), array))
 
 
+def _filled_up(table_VD):
+    """The embedding, or its shape, with the rows of the head, split as they then can be."""
+    shape = jax.eval_shape(filled_up, table_VD)
+    sharding = table_VD.sharding
+    if isinstance(sharding, NamedSharding):
+        spec = fitting(Shardings().embedding_vd, shape.shape, sharding.mesh)
+        sharding = NamedSharding(sharding.mesh, spec)
+    if isinstance(table_VD, jax.ShapeDtypeStruct):
+        return shape.update(sharding=sharding)
+    return jax.jit(filled_up, out_shardings=sharding)(table_VD)
+
+
 def inference_weights(model, params: Iterable[tuple[str, jax.Array | jax.ShapeDtypeStruct]]):
     """The state of an `inference_model`; each parameter stays on the devices where it is.
 
@@ -72,6 +87,7 @@ def inference_weights(model, params: Iterable[tuple[str, jax.Array | jax.ShapeDt
     state, found = nnx.state(model), {}
     wanted = {"/".join(str(key.key) for key in path[:-1]) for path, _ in jax.tree_util.tree_leaves_with_path(state)}
     for path, array in params:
+        array = _filled_up(array) if path == "embedding" else array
         own, _, name = path.removeprefix(STACK).rpartition("/")
         dtype, stacked = model.dtype if name in MATRICES else None, path.startswith(STACK)
         int8 = stacked and name == "kernel" and f"{STACK}0/{own}/scale" in wanted

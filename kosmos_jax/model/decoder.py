@@ -167,13 +167,21 @@ class Decoder(nnx.Module):
           (float[B, T, D] after the final LayerNorm, the cache with the T tokens in it).
         """
 
-        def write(old, new, axis):
-            return jax.vmap(partial(jax.lax.dynamic_update_slice_in_dim, axis=axis))(old, new, starts_B)
+        (B, T, _), S = x_BTD.shape, cache.positions_BS.shape[1]
+        entries_BT = jnp.minimum(starts_B, S - T)[:, None] + jnp.arange(T)
+
+        def write(old, new_BT):
+            """Of an array [B, S] or [B, H, S, K], the new entries [B, T] or [B, T, H, K]."""
+            if B == 1:
+                new, axis = (new_BT, 1) if old.ndim == 2 else (new_BT.swapaxes(1, 2), 2)
+                return jax.lax.dynamic_update_slice_in_dim(old, new, starts_B[0], axis)
+            # XLA for TPU makes a loop over rows of several updates of slices, and one operation of this.
+            at = old.at[jnp.arange(B)[:, None], *(slice(None),) * (old.ndim // 4), entries_BT]
+            return at.set(new_BT, mode="promise_in_bounds", unique_indices=True, indices_are_sorted=True)
 
         def write_heads(old_BHSK, new_BTHK):
-            new_BHTK = new_BTHK.swapaxes(1, 2)
-            new_BHTK = to_int8(new_BHTK, axis=-1) if self.int8_cache else new_BHTK
-            return jax.tree.map(lambda old, new: write(old, new, 1), old_BHSK, new_BHTK)
+            new_BTHK = to_int8(new_BTHK, axis=-1) if self.int8_cache else new_BTHK
+            return jax.tree.map(write, old_BHSK, new_BTHK)
 
         def read(x_BHSK, scales_BSK=None):
             if self.int8_cache:
@@ -181,8 +189,8 @@ class Decoder(nnx.Module):
                 x_BHSK = (x_BHSK.values * scale).astype(self.dtype)
             return x_BHSK.swapaxes(1, 2)
 
-        branches_BS = write(cache.branches_BS, branches_BT, 0)
-        positions_BS = write(cache.positions_BS, positions_BT, 0)
+        branches_BS = write(cache.branches_BS, branches_BT)
+        positions_BS = write(cache.positions_BS, positions_BT)
         mask_BTS = branch_mask(branches_BT, branches_BS, positions_BT, positions_BS)
         scaled_later = self.int8_cache and self.config.positions != "sinusoidal"
         scales_BSK = key_scales(positions_BS, self.config.width // self.config.heads) if scaled_later else None

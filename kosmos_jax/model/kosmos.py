@@ -15,6 +15,10 @@ from kosmos_jax.model.decoder import Decoder
 from kosmos_jax.model.layers import dropout, split_key, unpinned
 from kosmos_jax.model.positions import sinusoids
 
+# A head may be filled up to a multiple of this, so that any mesh can split it and products need no other copy of it;
+# KOSMOS-1's 64,007 ids are odd.
+VOCABULARY_MULTIPLE = 128
+
 
 def compute_dtype(name: str):
     """The dtype of activations. "auto" is bfloat16 on accelerators and float32 on CPU, which has no faster one."""
@@ -106,8 +110,28 @@ class Kosmos(nnx.Module):
 
     def logits(self, hidden):
         """float[..., D] -> float32[..., V]: the product with the embedding table, which the head shares."""
-        table_VD = self.embedding[...].astype(self.dtype)
-        return jnp.einsum("...d,vd->...v", hidden, table_VD, preferred_element_type=jnp.float32)
+        return scores(hidden, self.embedding[...].astype(self.dtype), self.config.text.vocab_size)
+
+
+def filled_up(table_VD):
+    """The table with rows of zeros up to a multiple of `VOCABULARY_MULTIPLE`."""
+    return jnp.pad(table_VD, ((0, -table_VD.shape[0] % VOCABULARY_MULTIPLE), (0, 0)))
+
+
+def scores(hidden, head_VD, vocabulary: int):
+    """The output head.
+
+    Args:
+      hidden: float[..., D].
+      head_VD: float[V, D], the embedding table, possibly filled up.
+      vocabulary: rows of it that are tokens.
+
+    Returns:
+      float32[..., V], -inf for what is no token.
+    """
+    scores = jnp.einsum("...d,vd->...v", hidden, head_VD, preferred_element_type=jnp.float32)
+    rows = head_VD.shape[0]
+    return scores if rows == vocabulary else jnp.where(jnp.arange(rows) < vocabulary, scores, -jnp.inf)
 
 
 def stacks(config) -> tuple[str, ...]:

@@ -8,11 +8,9 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
+from kosmos_jax.model.kosmos import filled_up, scores
 from kosmos_jax.model.layers import unpinned
 from kosmos_jax.parallel.sharding import constrain_with
-
-# The vocabulary is filled up to a multiple of this, so that any mesh can split it; KOSMOS-1's 64,007 ids are odd.
-VOCABULARY_MULTIPLE = 128
 
 
 def chunk_length(tokens: int, wanted: int) -> int:
@@ -73,14 +71,12 @@ class _Chunks:
 
 def _head(table_VD, dtype, constrain):
     """The table as the products take it: in their dtype, filled up with zeros, gathered once for all chunks."""
-    fill = -table_VD.shape[0] % VOCABULARY_MULTIPLE
-    return constrain(jnp.pad(table_VD.astype(dtype), ((0, fill), (0, 0))), "head_vd")
+    return constrain(filled_up(table_VD.astype(dtype)), "head_vd")
 
 
 def _scores(hidden_BtD, head_VD, targets_Bt, vocabulary: int):
     """Scores, their log-sum-exp and the negative log-likelihood of the targets (0 where there is none)."""
-    scores_BtV = jnp.einsum("btd,vd->btv", hidden_BtD, head_VD, preferred_element_type=jnp.float32)
-    scores_BtV = jnp.where(jnp.arange(head_VD.shape[0]) < vocabulary, scores_BtV, -jnp.inf)
+    scores_BtV = scores(hidden_BtD, head_VD, vocabulary)
     lse_Bt = jax.nn.logsumexp(scores_BtV, axis=-1)
     picked_Bt = jnp.take_along_axis(scores_BtV, jnp.maximum(targets_Bt, 0)[..., None], axis=-1)[..., 0]
     return scores_BtV, lse_Bt, jnp.where(targets_Bt >= 0, lse_Bt - picked_Bt, 0.0)
