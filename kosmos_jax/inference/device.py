@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 from kosmos_jax.inference import beam, prefill, slots
 from kosmos_jax.inference.weights import inference_model, inference_weights
+from kosmos_jax.parallel.attention import token_attention_for
 from kosmos_jax.parallel.mesh import AXES
 from kosmos_jax.parallel.sharding import fitting
 
@@ -53,6 +54,7 @@ class Device:
         self._model = model = inference_model(config, "weights" in int8, "cache" in int8)
         self.update(params)
         self._mesh = mesh_of(self._weights)
+        model.decoder.token_attention = token_attention_for(self._mesh, config.text, model.dtype, "cache" in int8)
         own, width, self.vocabulary = nnx.split(model)[0], config.text.width, model.embedding.shape[0]
         self._make_table = self._compiled(lambda: jnp.zeros((vectors, width), model.dtype))
         self._perceive = self._compiled(partial(prefill.perceive, own), donated="table_MD", static="name")

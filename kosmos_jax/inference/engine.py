@@ -73,6 +73,8 @@ class Engine:
         """
         self.config, self.tokenizer, self._chunk, self._pieces = config, tokenizer, chunk, pieces
         self._fixed, self._max_rows, self._most = pools, max_rows, most_positions(config.text)
+        if chunk < 2:
+            raise UserError(f"chunk is {chunk}; a piece has at least 2 tokens, one alone is a step of generation")
         for length, branches in pools or ():
             if length % chunk or not 1 <= branches <= MOST_BRANCHES:
                 raise UserError(

@@ -95,7 +95,9 @@ class Decoder(nnx.Module):
         self.dtype = dtype
         self.constrain = constrain
         self.attention = attention
-        self.int8_cache = False  # inference may ask for one
+        # What inference may ask for: a cache in eight bits; another attention of one token, see
+        # kosmos_jax.parallel.attention.
+        self.int8_cache, self.token_attention = False, None
         self.layers = stack(lambda rngs: DecoderLayer(config, rngs, dtype), config.layers, rngs)
         self.final_norm = layer_norm(config.width, rngs, dtype)
 
@@ -200,7 +202,10 @@ class Decoder(nnx.Module):
             q_BTHK, k_BTHK, v_BTHK = self.rotated(layer, x_BTD, positions_BT)
             keys.append(write_heads(k_BHSK, k_BTHK))
             values.append(write_heads(v_BHSK, v_BTHK))
-            heads_BTHK = attend(q_BTHK, read(keys[-1], scales_BSK), read(values[-1]), mask_BTS)
+            if T == 1 and self.token_attention is not None:  # of one branch, which sees all that comes before it
+                heads_BTHK = self.token_attention(q_BTHK, keys[-1], values[-1], starts_B + 1)
+            else:
+                heads_BTHK = attend(q_BTHK, read(keys[-1], scales_BSK), read(values[-1]), mask_BTS)
             x_BTD = x_BTD + layer.attention.output(heads_BTHK)
             x_BTD = x_BTD + layer.feed_forward(x_BTD)
         return self.final_norm(x_BTD), Cache(tuple(keys), tuple(values), branches_BS, positions_BS)

@@ -1,6 +1,6 @@
-"""Attention of packed rows by a kernel that never writes the scores to memory, and which kernel a mesh gets.
+"""Attention by kernels that never write the scores to memory, and which kernel a mesh gets.
 
-Every one of them takes what the reference takes, `kosmos_jax.model.attention.packed_attention`, and honours
+Those of packed rows take what the reference takes, `kosmos_jax.model.attention.packed_attention`, and honour
 `segments`: a document sees itself alone. What a kernel cannot do it refuses; nothing is left out in silence.
 """
 
@@ -9,6 +9,7 @@ import math
 from functools import cache, partial
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -77,6 +78,77 @@ def attention_for(mesh, text):
         return mapped(_splash, in_specs=(kernel_spec, *specs))(kernel, *arrays)
 
     return attention
+
+
+def token_attention_for(mesh, text, dtype, int8_cache: bool):
+    """The attention of one new token of each text to a cache, for a mesh.
+
+    XLA reads every entry of a cache once, cuDNN those that are taken.
+
+    Args:
+      mesh: where the model lives.
+      text: `config.model.text`; its `attention` is "reference" for XLA's everywhere.
+      dtype: of the cache.
+      int8_cache: whether it is in eight bits.
+
+    Returns:
+      A function like `attend_by_lengths`, or None for the reference.
+    """
+    device = mesh.devices.flat[0]
+    if text.attention == "reference" or device.platform != "gpu":
+        return None
+    if refusal := _refusal_of_cudnn(text, dtype, int8_cache):
+        log.info("keys and values are read to the end of their slots; as for cuDNN, %s", refusal)
+        return None
+
+    def attention(q_BTHK, k_BHSK, v_BHSK, lengths_B):
+        q_spec, k_spec = (
+            fitting(("data", *axes), x.shape, mesh) for axes, x in (((None, "tensor"), q_BTHK), (("tensor",), k_BHSK))
+        )
+        mapped = jax.shard_map(
+            partial(attend_by_lengths, implementation="cudnn"),
+            mesh=mesh, in_specs=(q_spec, k_spec, k_spec, P(q_spec[0])), out_specs=q_spec, check_vma=False,
+        )  # fmt: skip
+        return mapped(q_BTHK, k_BHSK, v_BHSK, lengths_B)
+
+    return attention
+
+
+def _refusal_of_cudnn(text, dtype, int8_cache: bool) -> str:
+    from jax._src.cudnn.fused_attention_stablehlo import check_cudnn_version  # JAX says it in no other way
+
+    if int8_cache:
+        return "it reads no cache in eight bits"
+    if dtype.itemsize != 2:
+        return f"it reads 16 bits a number, and this cache has {dtype}"
+    width = text.width // text.heads
+    if width % 8 or width > 128:
+        return f"heads are at most 128 wide, in steps of 8, and these {width}"
+    try:
+        check_cudnn_version()
+    except RuntimeError as error:
+        return str(error)
+    return ""
+
+
+def attend_by_lengths(q_BTHK, k_BHSK, v_BHSK, lengths_B, implementation):
+    """Attention of one token to the first entries of a cache.
+
+    Args:
+      q_BTHK: float[B, 1, H, K].
+      k_BHSK, v_BHSK: float[B, H, S, K].
+      lengths_B: int32[B], entries to look at.
+      implementation: of jax.nn.dot_product_attention.
+
+    Returns:
+      float[B, 1, H, K].
+    """
+    B, H, S, K = k_BHSK.shape
+    # Each head as a row of one head: entries are then the second dimension, as it has to be, and nothing is moved.
+    q, k, v = q_BTHK.reshape(B * H, 1, 1, K), k_BHSK.reshape(B * H, S, 1, K), v_BHSK.reshape(B * H, S, 1, K)
+    lengths = jnp.repeat(lengths_B, H)
+    found = jax.nn.dot_product_attention(q, k, v, key_value_seq_lengths=lengths, implementation=implementation)
+    return found.reshape(q_BTHK.shape)
 
 
 def _refusal(name, platform, text, mesh) -> str:

@@ -1,3 +1,5 @@
+from functools import partial
+
 import jax
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from kosmos_jax.inference.generator import Generator, _is_one_prompt
 from kosmos_jax.inference.prompts import encode_prompt
 from kosmos_jax.model import parameters
 from kosmos_jax.model.positions import CENTRE
+from kosmos_jax.parallel.attention import attend_by_lengths
 from kosmos_jax.parallel.mesh import make_mesh
 from kosmos_jax.parallel.sharding import parameter_specs
 from tests.inference.compiles import compiled
@@ -233,3 +236,16 @@ def test_weights_spread_over_devices_generate_what_they_do_on_one(config, params
     # The copies made for generation are spread as well.
     kernels = [x for x in jax.tree.leaves(sharded.engine.device._weights) if x.ndim == 2 and x.size >= 32 * 64]
     assert kernels and not any(kernel.sharding.is_fully_replicated for kernel in kernels)
+
+
+def test_attention_by_lengths_writes_what_attention_by_branches_does(config, params, tokenizer, generator, monkeypatch):
+    """As on GPUs, there by cuDNN; searches and samples have several branches and stay as they are."""
+    by_lengths = partial(attend_by_lengths, implementation="xla")
+    monkeypatch.setattr("kosmos_jax.inference.device.token_attention_for", lambda *_: by_lengths)
+    other = Generator(config, params, tokenizer)
+    for options in (dict(top_logprobs=0), dict(beams=3), dict(choice=["seven", "four, and"])):
+        prompts = ["The digit is", "plus", "A handwritten four, of eight"]
+        found, wanted = (g.complete(prompts, max_new_tokens=12, **options) for g in (other, generator))
+        assert [f.tokens for f in found] == [w.tokens for w in wanted]
+        for f, w in zip(found, wanted, strict=True):
+            np.testing.assert_allclose(f.logprobs or [], w.logprobs or [], atol=1e-5)

@@ -1,5 +1,7 @@
 """Kernels against the reference, on packed rows; on CPU they run interpreted."""
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from kosmos_jax.errors import UserError
-from kosmos_jax.model.attention import packed_attention
+from kosmos_jax.model.attention import attend, packed_attention
 from kosmos_jax.parallel import attention as kernels
 from kosmos_jax.parallel.attention import attention_for
 from kosmos_jax.parallel.mesh import make_mesh
@@ -125,3 +127,31 @@ def test_on_its_own_device_a_kernel_gives_the_reference_s_numbers(platform, widt
     found, wanted = run(kernel, jnp.bfloat16), run(packed_attention, jnp.float32)
     error = jnp.abs(found.astype(jnp.float32) - wanted).max()
     assert error <= 2e-2 * jnp.abs(wanted).max()
+
+
+def test_one_token_sees_the_entries_that_are_taken_and_no_others():
+    rng = np.random.default_rng(1)
+    lengths = jnp.array([1, 7, 32, 20])
+    q = jnp.asarray(rng.standard_normal((4, 1, 2, 16)), jnp.float32)
+    k, v = (jnp.asarray(rng.standard_normal((4, 2, 32, 16)), jnp.float32) for _ in range(2))
+    found = kernels.attend_by_lengths(q, k, v, lengths, implementation="xla")
+    wanted = attend(q, k.swapaxes(1, 2), v.swapaxes(1, 2), (jnp.arange(32) < lengths[:, None])[:, None])
+    np.testing.assert_allclose(found, wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "changes, dtype, int8, reason",
+    [
+        ({}, jnp.bfloat16, True, "eight bits"),
+        ({}, jnp.float32, False, "16 bits a number"),
+        (dict(heads=1), jnp.bfloat16, False, "at most 128 wide"),
+    ],
+)
+def test_what_cudnn_cannot_read_is_left_to_xla_with_the_reason(monkeypatch, caplog, changes, dtype, int8, reason):
+    caplog.set_level("INFO")
+    gpu = SimpleNamespace(devices=np.array([SimpleNamespace(platform="gpu")]))
+    asked = text(**dict(width=256, heads=4) | changes)
+    assert kernels.token_attention_for(gpu, asked, jnp.dtype(dtype), int8) is None and reason in caplog.text
+    monkeypatch.setattr("jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version", lambda: 91200)
+    assert kernels.token_attention_for(gpu, text(width=256, heads=4), jnp.dtype(jnp.bfloat16), False) is not None
+    assert kernels.token_attention_for(mesh_of(), text(width=256, heads=4), jnp.dtype(jnp.bfloat16), False) is None

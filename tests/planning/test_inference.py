@@ -2,12 +2,14 @@
 
 import argparse
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
 import pytest
 
-from kosmos_jax.config import load_config
+from kosmos_jax.config import apply_overrides, load_config
 from kosmos_jax.errors import UserError
 from kosmos_jax.parallel.mesh import make_mesh
 from kosmos_jax.parallel.topology import parse
@@ -164,3 +166,44 @@ def test_a_cell_of_the_table_in_the_docs_is_what_the_planner_says():
     # What a step sends are products of the rows; no weight and no cache.
     assert {row["kind"] for row in found["traffic"]} == {"all-reduce"}
     assert not [note for note in found["notes"] if "copies" in note or "receives" in note]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("hardware", ["h100:1x8", "v5e:2x4"])
+def test_a_step_has_no_loop_over_slots_and_brings_no_scores_to_every_device(hardware):
+    topology = parse(hardware)
+    if not devices._installed("jax-cuda13-plugin" if topology.chip.kind == "gpu" else "libtpu"):
+        pytest.skip("pip install 'kosmos_jax[plan]'")
+    config = apply_overrides(config_for(f"{SIZES}:1.6b", topology), TWO_LAYERS)
+    plan = isolated.isolated_inference_plan(config, topology, slots={256: 256})
+    assert not [note for note in plan.notes if "loops" in note or "copies" in note or "receives" in note], plan.notes
+    assert {row.kind for row in plan.traffic} <= {"all-reduce", "reduce-scatter", "all-gather"}
+    scores = 256 * 64_128 * 4  # what one device would receive
+    assert max(row.bytes for row in plan.traffic) < scores / 4
+
+
+TWO_LAYERS = ["model.text.layers=2"]
+WITH_CUDNN = """
+from jax._src.cudnn import fused_attention_stablehlo as cudnn
+from kosmos_jax.planning import devices, hlo, inference
+from tests.planning.test_inference import SIZES, TWO_LAYERS, apply_overrides, config_for, parse
+
+devices.examine_only()
+cudnn.check_cudnn_version = lambda: 91200
+texts, parsed = [], hlo.parse
+hlo.parse = lambda text: texts.append(text) or parsed(text)
+topology = parse("h100:1x1")
+plan = inference.make_inference_plan(
+    apply_overrides(config_for(f"{SIZES}:1.6b", topology), TWO_LAYERS), topology, {256: 256}
+)
+print([text.count('custom_call_target="__cudnn$fmhaSoftmax"') for text in texts], *plan.notes, sep="\\n")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not devices._installed("jax-cuda13-plugin"), reason="pip install jax-cuda13-plugin")
+def test_on_a_gpu_with_cudnn_a_step_reads_each_layers_cache_by_cudnn_where_it_lies():
+    """In a process of its own, which takes cuDNN for installed."""
+    ended = subprocess.run([sys.executable, "-c", WITH_CUDNN], capture_output=True, text=True, cwd=DOCS.parent)
+    assert ended.stdout.splitlines()[:1] == ["[2, 0]"], ended.stderr[-2000:]  # of the programs that write and read
+    assert "copies" not in ended.stdout
