@@ -1,6 +1,8 @@
 """Our model against transformers' Kosmos-2 in PyTorch, on this machine's CPU, in one run.
 
-    python benchmarks/cpu.py [--threads 2] [--repeats 12] [--only generate]
+    python benchmarks/cpu.py [--threads 2] [--repeats 12] [--only step]
+
+benchmarks/inference.py does the same for generation.
 
 Both are in float32 with random weights, of the same shapes, on the same cores; transformers runs with its default
 attention (SDPA). Runs of the two alternate, so that whatever else the machine does hits both; the table gives the
@@ -28,7 +30,6 @@ SHAPE = Shape(
     tokens=256,
     unroll=4,  # as PyTorch's layers are
 )
-PROMPT, NEW = 71, 64  # <s>, an image, four words; tokens to generate
 
 
 def forward(models):
@@ -59,46 +60,11 @@ def forward(models):
     return ours, theirs
 
 
-def generate(models, rows: int):
-    """Greedy generation of `NEW` tokens for `rows` prompts, each with an image; encoding it is part of the work."""
-    import numpy as np
-
-    from kosmos_jax.inference.generator import Generator
-    from kosmos_jax.inference.prompts import EncodedPrompt
-    from kosmos_jax.modality import modalities
-
-    ids, slots, pixels = random_rows(SHAPE.vocab, rows, PROMPT)
-    # Ids go in and come out: of a tokenizer only the layout is needed.
-    layout = SimpleNamespace(
-        **dict(bos=0, pad=1, eos=2, unk=3, mask=SHAPE.vocab - 6, line=SHAPE.vocab - 3),
-        decode=lambda ids: "",
-        modalities=modalities(models.config),
-    )
-    generator = Generator(models.config, models.params, layout)
-    generator.engine.allowed[layout.eos] = False  # nobody ends early
-    starts = np.argmax(slots >= 0, axis=1)
-    prompts = [EncodedPrompt(ids[b], ("image",), starts[b : b + 1], {"image": [pixels[b]]}) for b in range(rows)]
-
-    def ours():
-        completions = generator.complete(prompts, max_new_tokens=NEW)
-        assert [len(completion.tokens) for completion in completions] == [NEW] * rows
-
-    inputs = their_inputs(ids, slots, pixels)
-    options = dict(max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False, eos_token_id=None, pad_token_id=1)
-
-    def theirs():
-        assert models.torch.eval().generate(**inputs, **options).shape == (rows, PROMPT + NEW)
-
-    return ours, theirs
-
-
 ROWS_READ = f"{SHAPE.rows} x {SHAPE.tokens} tokens, {SHAPE.rows} images"
 # Name, function that makes the two contenders, tokens that one run makes or reads.
 WORK = (
     (f"forward, {ROWS_READ}", forward, SHAPE.rows * SHAPE.tokens),
     (f"training step, {ROWS_READ}", partial(train_step, SHAPE), SHAPE.rows * SHAPE.tokens),
-    (f"generate {NEW} tokens, 1 prompt", lambda models: generate(models, 1), NEW),
-    (f"generate {NEW} tokens, 8 prompts", lambda models: generate(models, 8), 8 * NEW),
 )
 
 
@@ -123,8 +89,9 @@ def processor() -> str:
     return next(names, platform.processor() or platform.machine())
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def compare(work, description: str, after=lambda models, repeats: None):
+    """The command: a table of some rows of work, and what `after` has to say."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--repeats", type=int, default=12)
     parser.add_argument("--only", default="", help="rows whose name contains this")
@@ -149,7 +116,7 @@ def main():
     print(f"parameters: ours {ours / 1e6:.2f}M, transformers {theirs / 1e6:.2f}M\n")
     print(f"{'':46}{'ours, ms':>18}{'transformers, ms':>20}{'ratio':>8}")
     print(f"{'':46}{'median  least':>18}{'median  least':>20}")
-    for name, make, tokens in WORK:
+    for name, make, tokens in work:
         if args.only not in name:
             continue
         ours, theirs = measure(make(models), args.repeats)
@@ -157,8 +124,9 @@ def main():
         ratio = statistics.median(theirs) / statistics.median(ours)
         speeds = " / ".join(f"{tokens / statistics.median(run):.0f}" for run in (ours, theirs))
         print(f"{name:46}{columns[0]:>18}{columns[1]:>20}{ratio:8.2f}   {speeds} tokens/s", flush=True)
+    after(models, args.repeats)
     print(f"\nload at the end {os.getloadavg()[0]:.1f}")
 
 
 if __name__ == "__main__":
-    main()
+    compare(WORK, __doc__.splitlines()[0])
