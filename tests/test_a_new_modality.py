@@ -108,6 +108,7 @@ def config(tmp_path_factory):
     del MEDIA["touch"], ENCODERS["touch"], sources.KINDS["touch_and_see"]
 
 
+@pytest.mark.slow
 def test_a_third_modality_trains_resumes_shards_and_generates(config, tmp_path):
     assert train(config, tmp_path / "run") == 0
     shutil.copytree(tmp_path / "run", tmp_path / "stopped")
