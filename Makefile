@@ -52,6 +52,7 @@ test-transformers4: $(VENV)/transformers-4/is-complete
 
 bench: $(VENV)/has-test
 	$(BIN)/python benchmarks/cpu.py
+	$(BIN)/python benchmarks/inference.py
 	$(BIN)/python benchmarks/input_pipeline.py
 
 lint: $(VENV)/has-test
