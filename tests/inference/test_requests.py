@@ -342,3 +342,11 @@ def test_what_was_shown_once_is_the_beginning_of_the_final_text(whole, stop):
 def test_other_impossible_options_are_named(generator, options, named):
     with pytest.raises(UserError, match=named):
         generator.generate("The digit is", **options)
+
+
+def test_a_page_holds_whole_pieces_whatever_their_size(config, params, tokenizer):
+    prompts = ["words, some of them twice, and again words, and some more of them", "The digit is"]
+    texts = [
+        Generator(config, params, tokenizer, chunk=chunk).generate(prompts, max_new_tokens=20) for chunk in (16, 12, 48)
+    ]
+    assert texts[0] == texts[1] == texts[2]
