@@ -30,9 +30,6 @@ class Device:
     """Weights, vectors of items, pages, blocks and pools of slots.
 
     Pages are known by their length, pools by (length, branches); both are made when they are first asked for.
-
-    Attributes:
-      vocabulary: V, ids that the head has a row for; those beyond the tokenizer's never come.
     """
 
     def __init__(self, config, params, *, eos: int, vectors: int, chunk: int, steps: int, blocks: int, int8=()):
@@ -55,7 +52,7 @@ class Device:
         self.update(params)
         self._mesh = mesh_of(self._weights)
         model.decoder.token_attention = token_attention_for(self._mesh, config.text, model.dtype, "cache" in int8)
-        own, width, self.vocabulary = nnx.split(model)[0], config.text.width, model.embedding.shape[0]
+        own, width, self._vocabulary = nnx.split(model)[0], config.text.width, model.embedding.shape[0]
         self._make_table = self._compiled(lambda: jnp.zeros((vectors, width), model.dtype))
         self._perceive = self._compiled(partial(prefill.perceive, own), donated="table_MD", static="name")
         self._make_cache = self._compiled(model.decoder.empty_cache, static=("rows", "entries"))
@@ -64,7 +61,7 @@ class Device:
         self._keep = self._compiled(prefill.keep, donated="blocks")
         self._reuse = self._compiled(prefill.reuse, donated="page")
         sizes = ("rows", "entries", "branches")
-        self._make_slots = self._compiled(partial(slots.free, model, self.vocabulary), static=sizes, rows="data")
+        self._make_slots = self._compiled(partial(slots.free, model, self._vocabulary), static=sizes, rows="data")
         self._join = self._compiled(slots.joined, rows="data")
         self._admit = self._compiled(slots.admit, donated=("slots", "rules"), rows="data")
         decode = partial(slots.decode, own, eos=eos, steps=steps, split=self._split)
@@ -203,6 +200,7 @@ class Device:
 
     def admit(self, pool: tuple[int, int], b: int, ids_S, length: int, own: slots.Rules):
         """Puts the prompt in the page of the pool's length into slot `b`, see `slots.admit`."""
+        own = own._replace(bias_BV=self._filled_up(own.bias_BV))
         arguments = self._page(pool[0]), np.int32(b), ids_S, np.int32(length), own
         self._pools[pool] = self._admit(*self._pools[pool], *arguments)
 
@@ -221,7 +219,11 @@ class Device:
     def rebias(self, pool: tuple[int, int], b: int, bias_V):
         """Gives slot `b` other biases."""
         own, rules = self._pools[pool]
-        self._pools[pool] = own, self._rebias(rules, np.int32(b), bias_V)
+        self._pools[pool] = own, self._rebias(rules, np.int32(b), self._filled_up(bias_V))
+
+    def _filled_up(self, bias_V):
+        """As long as the scores, which are -inf for what is no token."""
+        return np.pad(bias_V, (0, self._vocabulary - len(bias_V)))
 
     def hypotheses(self, pool: tuple[int, int], b: int) -> beam.Best:
         """The best ones of a search that ended."""

@@ -93,7 +93,7 @@ class Engine:
         # Seeds that nobody gave: the same in all processes, which do the same at every turn.
         entropy = str(np.random.SeedSequence().entropy)
         self._random = np.random.default_rng(int(exchange("seeds", entropy, WAIT_SECONDS)[0]))
-        self.allowed = allowed_ids(tokenizer, self.device.vocabulary)
+        self.allowed = allowed_ids(tokenizer, config.text.vocab_size)
 
     def update(self, params):
         """Takes new weights of the same model; nothing is compiled again.

@@ -20,7 +20,7 @@ def few(tokenizer):
 def narrow(config, params, tokenizer, few):
     """A generator of those few tokens, in which </s> is likely enough to end some hypotheses."""
     generator = Generator(config, params, tokenizer)
-    ids = np.arange(len(generator.engine.allowed))
+    ids = np.arange(config.text.vocab_size)
     generator.engine.allowed = np.isin(ids, [*few, tokenizer.eos])
     return generator
 
