@@ -86,7 +86,7 @@ async def streamed(http, path: str, body: dict, leave: bool) -> float:
 
 
 async def mixed(http, kinds: dict, clients: int, seconds: float, usage) -> dict:
-    """Everything at once: seconds by kind, of whole answers and of first texts; errors; memory; choices."""
+    """Everything at once: seconds by kind, of complete answers and of first texts; errors; memory; choices."""
     end, whole, first = time.monotonic() + seconds, defaultdict(list), []
     errors, chosen, memory, health = Counter(), Counter(), [], []
 
@@ -185,7 +185,7 @@ async def measure(args, url: str, pid: int):
     for error, count in found["errors"].most_common(5):
         print(f"- {count} x {error}")
     print("| seconds | median | 99 of 100 | worst |\n|---|---|---|---|")
-    rows = {"first text of a stream": found["first"], "whole answers": every, "`/health`": found["health"]}
+    rows = {"first text of a stream": found["first"], "complete answers": every, "`/health`": found["health"]}
     for name, values in {**rows, **dict(sorted(found["whole"].items()))}.items():
         print(f"| {name} ({len(values)}) | {at(values, 0.5):.2f} | {at(values, 0.99):.2f} | {max(values):.2f} |")
     memory = [f"{mib:.0f}" for mib, _ in found["memory"][:: max(1, len(found["memory"]) // 8)]]
