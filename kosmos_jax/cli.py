@@ -95,6 +95,7 @@ def _together(run, args) -> int:
     from kosmos_jax.parallel import distributed
 
     distributed.start(args.coordinator, args.processes, args.process_id, verb=args.verb)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # with several processes JAX catches it, for those who ask
     try:
         return run(args)
     except Exception as error:

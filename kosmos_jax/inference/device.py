@@ -52,7 +52,7 @@ class Device:
         self.update(params)
         self._mesh = mesh_of(self._weights)
         model.decoder.token_attention = token_attention_for(self._mesh, config.text, model.dtype, "cache" in int8)
-        own, width, self._vocabulary = nnx.split(model)[0], config.text.width, model.embedding.shape[0]
+        own, width, self._scores = nnx.split(model)[0], config.text.width, model.embedding.shape[0]
         self._make_table = self._compiled(lambda: jnp.zeros((vectors, width), model.dtype))
         self._perceive = self._compiled(partial(prefill.perceive, own), donated="table_MD", static="name")
         self._make_cache = self._compiled(model.decoder.empty_cache, static=("rows", "entries"))
@@ -61,7 +61,7 @@ class Device:
         self._keep = self._compiled(prefill.keep, donated="blocks")
         self._reuse = self._compiled(prefill.reuse, donated="page")
         sizes = ("rows", "entries", "branches")
-        self._make_slots = self._compiled(partial(slots.free, model, self._vocabulary), static=sizes, rows="data")
+        self._make_slots = self._compiled(partial(slots.free, model, self._scores), static=sizes, rows="data")
         self._join = self._compiled(slots.joined, rows="data")
         self._admit = self._compiled(slots.admit, donated=("slots", "rules"), rows="data")
         decode = partial(slots.decode, own, eos=eos, steps=steps, split=self._split)
@@ -223,7 +223,7 @@ class Device:
 
     def _filled_up(self, bias_V):
         """As long as the scores, which are -inf for what is no token."""
-        return np.pad(bias_V, (0, self._vocabulary - len(bias_V)))
+        return np.pad(bias_V, (0, self._scores - len(bias_V)))
 
     def hypotheses(self, pool: tuple[int, int], b: int) -> beam.Best:
         """The best ones of a search that ended."""

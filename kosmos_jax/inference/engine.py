@@ -362,7 +362,7 @@ class Engine:
         """The length of the shortest page that holds `n` entries."""
         if self._fixed is not None:
             return next((length for length in sorted({length for length, _ in self._fixed}) if length >= n), None)
-        # 64, 96, 128, 192, 256, 384, ...: few lengths to compile, and at most a third of the entries is read in vain.
+        # 64, 96, 128, 192, 256, 384, ...: few lengths to compile, and beyond 64 at most a third is read in vain.
         step = self._rounded(power_of_two(n) // 4) or self._chunk
         return max(2 * self._chunk, -(-n // step) * step)
 

@@ -97,6 +97,8 @@ class Options:
             (self.beams > 1 and self.top_logprobs is not None, "a search with beams tells no log-probabilities"),
             (self.choice is not None and self.branches > 1, "choice goes with one continuation: n and beams are 1"),
             (self.choice is not None and self.top_logprobs is not None, "choice tells no log-probabilities"),
+            (self.choice is not None and self.no_repeat_ngram, "choice and no_repeat_ngram do not go together"),
+            (self.choice is not None and self.ignore_eos, "choice and ignore_eos do not go together: </s> ends a text"),
         ):
             if refused:
                 raise UserError(message)

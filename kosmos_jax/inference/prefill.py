@@ -108,11 +108,6 @@ def _cleared(page: Cache, start) -> Cache:
     return page._replace(branches_BS=jnp.where(before_S, page.branches_BS, 0))
 
 
-def few(config) -> int:
-    """E, the number of most likely tokens that are told."""
-    return min(MOST_TOP_LOGPROBS, config.text.vocab_size)
-
-
 def picked(logprobs, ids):
     """float[..., V] at int[...]: the entries of given ids."""
     return jnp.take_along_axis(logprobs, ids[..., None], axis=-1)[..., 0]
@@ -128,7 +123,7 @@ def most_likely_few(logprobs, tells):
     Returns:
       (float32[..., E], int32[..., E]).
     """
-    E = min(MOST_TOP_LOGPROBS, logprobs.shape[-1])
+    E = MOST_TOP_LOGPROBS
     nothing = jnp.zeros((*logprobs.shape[:-1], E))
     return jax.lax.cond(tells, lambda: tuple(jax.lax.top_k(logprobs, E)), lambda: (nothing, nothing.astype(jnp.int32)))
 

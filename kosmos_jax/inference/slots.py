@@ -5,6 +5,8 @@ B slots of S cache entries each; W branches grow from each slot's prompt: its sa
 slot gets does not depend on the traffic around it. Nothing of a cache is moved: a branch that takes another's text over
 is a change of bits, see `attention.branch_mask`.
 
+V is the vocabulary, filled up as the head is (weights.py).
+
 The functions here are compiled. Weights come as arguments, never as constants, so that a program is compiled once for
 a shape and new weights cost nothing.
 """
@@ -17,8 +19,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from kosmos_jax.inference import beam
-from kosmos_jax.inference.options import MOST_STOP_IDS
-from kosmos_jax.inference.prefill import few, most_likely_few, picked
+from kosmos_jax.inference.options import MOST_STOP_IDS, MOST_TOP_LOGPROBS
+from kosmos_jax.inference.prefill import most_likely_few, picked
 from kosmos_jax.inference.sampling import repeat_penalties, sample
 from kosmos_jax.model.decoder import Cache
 
@@ -93,8 +95,8 @@ class Told(NamedTuple):
     running_BW: jax.Array
 
 
-def free(model, vocabulary: int, rows: int, entries: int, branches: int) -> tuple[Slots, Rules]:
-    """B = `rows` slots of S = `entries` with W = `branches`, for a vocabulary of V tokens, and nobody in them."""
+def free(model, scores: int, rows: int, entries: int, branches: int) -> tuple[Slots, Rules]:
+    """B = `rows` slots of S = `entries` with W = `branches` and V = `scores` of each token, and nobody in them."""
     shape_BWS = rows, branches, entries
     slots = Slots(
         cache=model.decoder.empty_cache(rows, entries),
@@ -108,7 +110,7 @@ def free(model, vocabulary: int, rows: int, entries: int, branches: int) -> tupl
     dtypes = dict.fromkeys(Rules._fields, jnp.int32)
     dtypes |= dict.fromkeys(("bias_BV", "temperature_B", "top_p_B", "min_p_B", "repetition_B"), jnp.float32)
     dtypes |= dict(seed_B2=jnp.uint32, length_penalty_B=jnp.float32)
-    widths = dict(bias_BV=(vocabulary,), ends_BE=(1 + MOST_STOP_IDS,), seed_B2=(2,))
+    widths = dict(bias_BV=(scores,), ends_BE=(1 + MOST_STOP_IDS,), seed_B2=(2,))
     return slots, Rules(**{name: jnp.zeros((rows, *widths.get(name, ())), dtype) for name, dtype in dtypes.items()})
 
 
@@ -182,7 +184,10 @@ def step(model, eos: int, split: Callable, slots: Slots, rules: Rules, active_BW
     allowed_BWV = split(_ruled(logits_BWV, slots, rules))
     tokens_BW = _sampled(allowed_BWV, slots, rules)
     count_B = slots.lengths_B - slots.prompts_B + 1
-    ends_BW = (tokens_BW[..., None] == rules.ends_BE[:, None]).any(-1) | (count_B >= rules.limit_B)[:, None]
+    stuck_BW = jnp.isneginf(allowed_BWV.max(-1))  # nothing may come, such as where no n-gram may repeat
+    tokens_BW = jnp.where(stuck_BW, -1, tokens_BW)
+    ends_BW = (tokens_BW[..., None] == rules.ends_BE[:, None]).any(-1) & ~stuck_BW
+    ends_BW |= stuck_BW | (count_B >= rules.limit_B)[:, None]
     running_BW = slots.running_BW & ~(active_BW & ends_BW)
     ids_BWS, beams = slots.ids_BWS, slots.beams
     if W > 1:
@@ -264,7 +269,7 @@ def decode(
     model = nnx.merge(graph, weights)
     B, W, _ = slots.ids_BWS.shape
     slots = slots._replace(running_BW=slots.running_BW & (budget_B >= 0)[:, None])
-    E = few(model.config)
+    E = MOST_TOP_LOGPROBS
     told = Told(
         tokens_KBW=jnp.full((steps, B, W), -1, jnp.int32),
         logprobs_KBW=jnp.zeros((steps, B, W), jnp.float32),

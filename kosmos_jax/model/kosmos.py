@@ -129,9 +129,8 @@ def scores(hidden, head_VD, vocabulary: int):
     Returns:
       float32[..., V], -inf for what is no token.
     """
-    scores = jnp.einsum("...d,vd->...v", hidden, head_VD, preferred_element_type=jnp.float32)
-    rows = head_VD.shape[0]
-    return scores if rows == vocabulary else jnp.where(jnp.arange(rows) < vocabulary, scores, -jnp.inf)
+    found, rows = jnp.einsum("...d,vd->...v", hidden, head_VD, preferred_element_type=jnp.float32), head_VD.shape[0]
+    return found if rows == vocabulary else jnp.where(jnp.arange(rows) < vocabulary, found, -jnp.inf)
 
 
 def stacks(config) -> tuple[str, ...]:

@@ -115,18 +115,21 @@ def token_attention_for(mesh, text, dtype, int8_cache: bool):
 
 
 def _refusal_of_cudnn(text, dtype, int8_cache: bool) -> str:
-    from jax._src.cudnn.fused_attention_stablehlo import check_cudnn_version  # JAX says it in no other way
+    """What cuDNN cannot do of that, or ""; where there is no GPU, as where a run is only planned, there is no cuDNN."""
+    from jax._src.cudnn import fused_attention_stablehlo as cudnn  # JAX says it in no other way
 
     if int8_cache:
         return "it reads no cache in eight bits"
     if dtype.itemsize != 2:
         return f"it reads 16 bits a number, and this cache has {dtype}"
-    width = text.width // text.heads
-    if width % 8 or width > 128:
-        return f"heads are at most 128 wide, in steps of 8, and these {width}"
+    head = jax.ShapeDtypeStruct((1, 1, 1, text.width // text.heads), dtype)
     try:
-        check_cudnn_version()
-    except RuntimeError as error:
+        version = cudnn.check_cudnn_version()
+        if not cudnn.check_compute_capability("8.0"):
+            return "it wants a GPU of compute capability 8.0"
+        layout = cudnn.AttentionLayout.BTNH.value
+        cudnn.check_is_flash_attention(head, head, head, layout, version, has_bias=False, is_training=False)
+    except (RuntimeError, NotImplementedError) as error:
         return str(error)
     return ""
 

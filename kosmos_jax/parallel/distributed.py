@@ -163,9 +163,15 @@ class Messages:
     TOGETHER = 64  # messages after which all meet, and those before are deleted
     LOOK_SECONDS = 60
 
-    def __init__(self, name: str, seconds: float):
-        """Args: name: the same in all processes. seconds: how long one waits for the others where all meet."""
-        self._name, self._seconds, self._count = name, seconds, 0
+    def __init__(self, name: str, seconds: float, state: Callable[[], str]):
+        """Takes the first message next.
+
+        Args:
+          name: the same in all processes.
+          seconds: how long one waits for the others where all meet.
+          state: says there what has to be the same in all of them.
+        """
+        self._name, self._seconds, self._state, self._count = name, seconds, state, 0
 
     def send(self, data: bytes):
         """In process 0: tells the others."""
@@ -176,6 +182,7 @@ class Messages:
         """In another process: the next message, once it comes.
 
         Raises:
+          PassingError: the processes met, and their states differ.
           JaxRuntimeError: process 0 is gone.
         """
         while True:
@@ -194,7 +201,9 @@ class Messages:
     def _next(self):
         self._count += 1
         if self._count % self.TOGETHER == 0:
-            exchange(f"{self._name} so far", str(self._count), self._seconds)
+            states = exchange(f"{self._name} so far", self._state(), self._seconds)
+            if len(set(states)) > 1:
+                raise PassingError(f"the processes no longer do the same; by process: {', '.join(states)}")
             if jax.process_index() == 0:
                 client().key_value_delete(f"kosmos/{self._name}/{self._count // self.TOGETHER - 1}")
 

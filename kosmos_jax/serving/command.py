@@ -13,7 +13,8 @@ from kosmos_jax.serving.chat import TEMPLATES
 log = logging.getLogger(__name__)
 KEY = "KOSMOS_API_KEY"
 DRAIN_SECONDS, SEND_SECONDS = 30, 3  # for what is written, and then for what is sent
-# Of prompts in a turn, while others write. Fewer leave slots empty: with 2, eight slots of short texts are half full.
+# Pieces of prompts that a turn reads while others write. Fewer leave slots empty: with 2, eight slots of short texts
+# are half full.
 PIECES = 8
 DEFAULT_SLOTS = "256x8,768x4,768x2x4"
 
@@ -52,7 +53,7 @@ def serve(args) -> int:
         import uvicorn
 
         from kosmos_jax.serving.app import Server
-        from kosmos_jax.serving.lockstep import follow
+        from kosmos_jax.serving.lockstep import WAIT_SECONDS, follow
         from kosmos_jax.serving.media import Limits
         from kosmos_jax.serving.metrics import Metrics
         from kosmos_jax.serving.worker import Worker
@@ -60,10 +61,16 @@ def serve(args) -> int:
         raise UserError(f"{error.name} is not installed; pip install 'kosmos_jax[serve]'") from error
     from kosmos_jax.inference import load
     from kosmos_jax.inference.command import mesh_of, pools_of
+    from kosmos_jax.parallel.distributed import exchange
 
-    pools, first = pools_of(args.slots), jax.process_index() == 0
+    pools, mesh, first = pools_of(args.slots), mesh_of(args.overrides), jax.process_index() == 0
+    if jax.process_count() > 1 and mesh is None:
+        raise UserError("several processes share a mesh, or each would do all the work; add --config.mesh.tensor=N")
+    flags = f"--slots {args.slots} --int8 {args.int8} {' '.join(sorted(args.overrides))}"
+    if len(said := set(exchange("flags", flags, WAIT_SECONDS))) > 1:
+        raise UserError(f"the processes of this server have other flags: {'; '.join(sorted(said))}")
     listener = _listener(args.host, args.port) if first else None  # before the weights: what is taken is told at once
-    generator = load(args.checkpoint, mesh_of(args.overrides), pools=pools, pieces=PIECES, int8=args.int8)
+    generator = load(args.checkpoint, mesh, pools=pools, pieces=PIECES, int8=args.int8)
     if not first:
         return follow(generator.engine)
     metrics = Metrics()

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from kosmos_jax.errors import UserError
 from kosmos_jax.inference.options import Options
 from kosmos_jax.inference.prompts import EncodedPrompt
 from kosmos_jax.parallel.distributed import Messages
@@ -39,22 +38,26 @@ class Order(NamedTuple):
 class Leader:
     """Process 0, as the others hear it."""
 
-    def __init__(self):
-        self._messages = Messages("orders", WAIT_SECONDS)
+    def __init__(self, engine):
+        self._messages = _messages(engine) if jax.process_count() > 1 else None
 
     def tell(self, several: list[Order] | None):
         """Sends the orders before a turn; None is the end. Alone, does nothing."""
-        if jax.process_count() > 1:
+        if self._messages:
             self._messages.send(END if several is None else packed(several))
 
 
-def follow(engine):
-    """Does what process 0 says, turn by turn, until it says that this is the end."""
+def follow(engine) -> int:
+    """Does what process 0 says, turn by turn, until it says that this is the end.
+
+    Raises:
+      PassingError: the engines no longer do the same.
+    """
+    engine.warm_up()
     # Whoever stops a job tells all its processes; process 0 finishes first what it has, and then ends the others.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
-    engine.warm_up()
-    messages, requests = Messages("orders", WAIT_SECONDS), {}
+    messages, requests = _messages(engine), {}
     while (data := messages.receive()) != END:
         for job, verb, arguments in unpacked(data):
             if verb == "cancel":
@@ -62,10 +65,15 @@ def follow(engine):
                 if request is not None and not request.done:
                     engine.cancel(request)
             else:
-                with contextlib.suppress(UserError):  # process 0 says it to the client
+                with contextlib.suppress(Exception):  # process 0 says it to the client
                     requests[job] = getattr(engine, verb)(*arguments)
         if engine.busy:
             engine.step()
+    return 0
+
+
+def _messages(engine) -> Messages:
+    return Messages("orders", WAIT_SECONDS, lambda: f"{engine.written} tokens written")
 
 
 def packed(several: list[Order]) -> bytes:

@@ -129,7 +129,7 @@ def read_asked(body: Mapping, own: set[str]) -> Asked:
     bias = body.get("logit_bias") or {}
     try:
         asked.options |= {"bias": {int(token): float(value) for token, value in bias.items()}} if bias else {}
-    except (AttributeError, TypeError, ValueError) as error:
+    except (AttributeError, TypeError, ValueError, OverflowError) as error:
         raise BadRequest("logit_bias is an object of ids and numbers", "logit_bias") from error
     constraint = body.get("structured_outputs")
     if constraint is not None:

@@ -1,12 +1,16 @@
 """The thread that owns the engine, and how handlers of requests wait for it."""
 
 import asyncio
+import contextlib
 import dataclasses
 import logging
+import os
 import queue
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
+
+import jax
 
 from kosmos_jax.errors import UserError
 from kosmos_jax.inference.options import Completion
@@ -44,7 +48,8 @@ class Job:
 
     def tell(self, news):
         """Hands something to the handler, from any thread."""
-        self._loop.call_soon_threadsafe(self._news.put_nowait, news)
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
+            self._loop.call_soon_threadsafe(self._news.put_nowait, news)
 
     async def news(self):
         """What was told next.
@@ -89,11 +94,18 @@ class Worker:
         self.closing = True
 
     def stop(self, seconds: float):
-        """Ends the thread, after the requests that are there or so many seconds."""
+        """Ends the thread, after the requests that are there or so many seconds.
+
+        With several processes it ends this one where the thread is still busy, such as with compiling: an orderly end
+        would wait for the others, and they for their next order.
+        """
         self.close()
         self.wait(seconds)
         self._orders.put(None)
         self._thread.join(5)
+        if self._thread.is_alive() and jax.process_count() > 1:
+            log.warning("the engine is busy; the process ends all the same")
+            os._exit(0)
 
     def wait(self, seconds: float):
         """Until no request is there, or so many seconds."""
@@ -134,7 +146,7 @@ class Worker:
             self._orders.put((job, Order(job.number, "cancel")))
 
     def _run(self):
-        leader = Leader()
+        leader = Leader(self.engine)
         try:
             self.engine.warm_up()
             self.ready = True

@@ -336,6 +336,8 @@ def test_what_was_shown_once_is_the_beginning_of_the_final_text(whole, stop):
         (dict(allowed=[], ignore_eos=True), "allowed has no id that may come"),
         (dict(choice=[]), "choice is"),
         (dict(choice=["a"], n=2), "choice goes with one continuation"),
+        (dict(choice=["a", "b"], no_repeat_ngram=1), "choice and no_repeat_ngram"),
+        (dict(choice=["a", "ab"], ignore_eos=True), "choice and ignore_eos"),
         (dict(min_new_tokens=9, max_new_tokens=3), "min_new_tokens is more than max_new_tokens"),
     ],
 )
@@ -350,3 +352,12 @@ def test_a_page_holds_whole_pieces_whatever_their_size(config, params, tokenizer
         Generator(config, params, tokenizer, chunk=chunk).generate(prompts, max_new_tokens=20) for chunk in (16, 12, 48)
     ]
     assert texts[0] == texts[1] == texts[2]
+
+
+@pytest.mark.parametrize("options", [{}, dict(temperature=1.0), dict(n=2, temperature=1.0)])
+def test_a_text_ends_where_nothing_may_come(generator, tokenizer, options):
+    few = [i for i in range(tokenizer.unk + 1, tokenizer.mask) if i not in tokenizer.encode("The digit is")][:2]
+    limits = dict(allowed=few, ignore_eos=True, no_repeat_ngram=1, max_new_tokens=6)
+    found = generator.complete(["The digit is"], **limits, **options)[0]
+    for completion in found if isinstance(found, list) else [found]:
+        assert sorted(completion.tokens) == few and completion.finish == "length"

@@ -139,19 +139,26 @@ def test_one_token_sees_the_entries_that_are_taken_and_no_others():
     np.testing.assert_allclose(found, wanted, atol=1e-6)
 
 
+def with_cudnn(setattr):
+    """As if there were an H100 with cuDNN."""
+    cudnn = "jax._src.cudnn.fused_attention_stablehlo"
+    setattr(f"{cudnn}.check_cudnn_version", lambda: 91200)
+    setattr(f"{cudnn}.check_compute_capability", lambda wanted: float(wanted) <= 9)
+
+
 @pytest.mark.parametrize(
     "changes, dtype, int8, reason",
     [
         ({}, jnp.bfloat16, True, "eight bits"),
         ({}, jnp.float32, False, "16 bits a number"),
-        (dict(heads=1), jnp.bfloat16, False, "at most 128 wide"),
+        (dict(heads=1, width=264), jnp.bfloat16, False, "head dim must be <= 256"),
     ],
 )
 def test_what_cudnn_cannot_read_is_left_to_xla_with_the_reason(monkeypatch, caplog, changes, dtype, int8, reason):
     caplog.set_level("INFO")
+    with_cudnn(monkeypatch.setattr)
     gpu = SimpleNamespace(devices=np.array([SimpleNamespace(platform="gpu")]))
     asked = text(**dict(width=256, heads=4) | changes)
     assert kernels.token_attention_for(gpu, asked, jnp.dtype(dtype), int8) is None and reason in caplog.text
-    monkeypatch.setattr("jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version", lambda: 91200)
     assert kernels.token_attention_for(gpu, text(width=256, heads=4), jnp.dtype(jnp.bfloat16), False) is not None
     assert kernels.token_attention_for(mesh_of(), text(width=256, heads=4), jnp.dtype(jnp.bfloat16), False) is None

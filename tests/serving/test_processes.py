@@ -40,8 +40,8 @@ def test_orders_arrive_as_they_were_sent(tokenizer, pictures):  # noqa: F811
     assert lockstep.unpacked(lockstep.packed([])) == []
 
 
-def served(workdir, processes: int, *flags):  # noqa: F811
-    """Processes of one server, with four devices in all, and a client of it."""
+def begun(workdir, processes: int, *flags):  # noqa: F811
+    """Processes of one server, with four devices in all, and its URL."""
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(4 // processes), "JAX_PLATFORMS": "cpu"}
     environment |= {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     port, words = free_port(), ["--slots", "256x4,256x1x4", *flags]
@@ -51,7 +51,13 @@ def served(workdir, processes: int, *flags):  # noqa: F811
         command += ["--coordinator", f"127.0.0.1:{free_port()}", "--processes", str(processes), "--process-id"]
     own = [[str(i)] * (processes > 1) for i in range(processes)]
     started = [subprocess.Popen([*command, *i], env=environment, stderr=subprocess.PIPE, text=True) for i in own]
-    url, end = f"http://127.0.0.1:{port}", time.monotonic() + 200
+    return started, f"http://127.0.0.1:{port}"
+
+
+def served(workdir, processes: int, *flags):  # noqa: F811
+    """The processes of `begun`, once they are ready, and a client."""
+    started, url = begun(workdir, processes, *flags)
+    end = time.monotonic() + 200
     while time.monotonic() < end and all(process.poll() is None for process in started):
         try:
             if httpx.get(f"{url}/ready").status_code == 200:
@@ -98,6 +104,31 @@ def test_several_processes_answer_as_one(workdir, pictures, processes):  # noqa:
     for process in started:  # as a scheduler does it: all at once
         process.send_signal(signal.SIGTERM)
     assert [process.wait(60) for process in started] == [0] * processes
+
+
+@pytest.mark.slow
+def test_all_end_where_they_are_stopped_before_they_are_ready(workdir):  # noqa: F811
+    started, url = begun(workdir, 2, "--config.mesh.tensor=4", "--slots", "256x4,512x4,256x1x4")
+    while True:
+        try:
+            httpx.get(f"{url}/health")
+            break
+        except httpx.TransportError:
+            time.sleep(0.1)
+    assert httpx.get(f"{url}/ready").status_code == 503  # programs are compiled now
+    for process in started:
+        process.send_signal(signal.SIGTERM)
+    for process in started:
+        process.communicate(timeout=60)
+    # Process 0 has nothing to finish; it may also see first that the other one is gone.
+    assert started[0].returncode in (0, 1) and started[1].returncode == -signal.SIGTERM
+
+
+@pytest.mark.slow
+def test_several_processes_without_a_mesh_are_refused(workdir):  # noqa: F811
+    started, _ = begun(workdir, 2)
+    assert "add --config.mesh.tensor=N" in started[0].communicate(timeout=100)[1]
+    assert all(process.wait(100) for process in started)
 
 
 @pytest.mark.slow

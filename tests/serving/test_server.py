@@ -214,6 +214,13 @@ def test_options_of_vllm_do_what_they_say(server, generator, tokenizer):
         ("completions", dict(prompt="x" * (10**6 + 1)), 400, "1,000,001"),
         ("completions", dict(best_of=2), 400, "best_of is not supported"),
         ("completions", dict(logit_bias={"20": 1e300}), 400, "bias is a number from"),
+        ("completions", dict(logit_bias={"20": 10**400}), 400, "logit_bias is an object"),
+        (
+            "completions",
+            dict(structured_outputs=dict(choice=["seven", "four"]), no_repeat_ngram_size=1),
+            400,
+            "choice and no_repeat_ngram",
+        ),
         ("completions", dict(allowed_token_ids=[], min_tokens=1), 400, "no id that may come"),
         ("responses", dict(n=2), 400, "n is not there"),
         ("responses", dict(input=5, instructions="x"), 400, "input must be a text"),
