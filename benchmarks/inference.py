@@ -20,6 +20,8 @@ PROMPT, NEW = Q + 7, 64  # <s>, an image, four words; tokens to generate
 REQUESTS, SECONDS, BATCH = 64, 2.0, 8
 IMAGES, CANDIDATES, LENGTH = 8, 6, 8
 POOL, STEPS = 256, 16
+_draw = np.random.default_rng(0)
+TIMES, LENGTHS = np.sort(_draw.uniform(0, SECONDS, REQUESTS)), _draw.integers(8, NEW + 1, REQUESTS)
 LATENCIES = {"ours": [], "transformers": []}
 clock = time.perf_counter
 
@@ -76,8 +78,7 @@ def arrivals(models):
     """Requests for 8 to 64 tokens that come in two seconds, at the same random times for both."""
     from kosmos_jax.inference.options import Options
 
-    draw = np.random.default_rng(0)
-    times, lengths = np.sort(draw.uniform(0, SECONDS, REQUESTS)), draw.integers(8, NEW + 1, REQUESTS)
+    times, lengths = TIMES, LENGTHS
     ids, slots, pixels = random_rows(SHAPE.vocab, REQUESTS, PROMPT)
     generator = our_generator(models, pools={(POOL, 1): BATCH}, pieces=8)
     engine = generator.engine
@@ -149,9 +150,12 @@ def candidates(models):
 
 WORK = (
     ("first token, 1 prompt", partial(generate, 1, 1, 1), 1),
-    *((f"{NEW} tokens, {rows} prompts", partial(generate, rows, NEW, 1), rows * NEW) for rows in (1, 8, 32)),
+    *(
+        (f"{NEW} tokens, {rows} prompt{'s' * (rows > 1)}", partial(generate, rows, NEW, 1), rows * NEW)
+        for rows in (1, 8, 32)
+    ),
     (f"{NEW} tokens, 5 beams, 1 prompt", partial(generate, 1, NEW, 5), NEW),
-    (f"{REQUESTS} requests in {SECONDS:g} s", arrivals, 1),
+    (f"{REQUESTS} requests in {SECONDS:g} s", arrivals, int(LENGTHS.sum())),
     (f"{CANDIDATES} answers after {IMAGES} images", lambda models: candidates(models)[:2], CANDIDATES * LENGTH),
 )
 
