@@ -3,6 +3,7 @@
 A function named after some work returns (ours, theirs): two functions without arguments that do the work once.
 """
 
+import time
 from typing import Any, NamedTuple
 
 Q, IMAGE = 64, 224
@@ -65,6 +66,42 @@ def random_rows(vocab: int, rows: int, tokens: int):
     ids[:, 0], ids[:, 1], ids[:, 2 + Q] = 0, vocab - 2, vocab - 1
     slots[:, 2 : 2 + Q] = np.arange(rows * Q).reshape(rows, Q)
     return ids, slots, draw.integers(0, 256, (rows, IMAGE, IMAGE, 3), np.uint8)
+
+
+def decode_steps(device, vocabulary: int, rows: int, entries: int, taken: int, steps: int):
+    """Decode steps of our engine by themselves.
+
+    Args:
+      device: kosmos_jax.inference.device.Device, for dispatches of so many steps.
+      vocabulary: ids, all of which may come.
+      rows: slots.
+      entries, taken: of a slot, in all and when the steps begin.
+      steps: of a dispatch.
+
+    Returns:
+      (A function that returns the seconds of a step, bytes that a step has to read: weights and all entries.)
+    """
+    import jax
+    import numpy as np
+
+    from kosmos_jax.inference.options import Options
+    from kosmos_jax.inference.rules import rules_of
+
+    pool = entries, 1
+    device.resize(pool, rows)
+    rules = rules_of(Options(max_new_tokens=entries, ignore_eos=True), None, np.ones(vocabulary, bool), 2, 0)
+
+    def run() -> float:
+        for b in range(rows):
+            device.admit(pool, b, np.full(entries, 5, np.int32), taken, rules)
+        jax.block_until_ready(device._pools)
+        begin = time.perf_counter()
+        device.decode(pool, np.full(rows, steps, np.int32), False)
+        return (time.perf_counter() - begin) / steps
+
+    cache = device._pools[pool][0].cache
+    read = device._weights["decoder"], device._weights["embedding"], cache.k_BHSK, cache.v_BHSK
+    return run, sum(x.nbytes for x in jax.tree.leaves(read))
 
 
 def their_inputs(ids, slots, pixels):

@@ -30,6 +30,7 @@ SHAPE = Shape(
     tokens=256,
     unroll=4,  # as PyTorch's layers are
 )
+WARM_UPS = 2  # runs of each that are not counted
 
 
 def forward(models):
@@ -71,7 +72,7 @@ WORK = (
 def measure(contenders, repeats: int) -> list[list[float]]:
     """Seconds of every run of each contender; they take turns, after two runs each to warm up."""
     times = [[] for _ in contenders]
-    for repeat in range(-2, repeats):
+    for repeat in range(-WARM_UPS, repeats):
         for run, contender in zip(times, contenders, strict=True):
             start = time.perf_counter()
             contender()

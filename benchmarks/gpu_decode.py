@@ -17,13 +17,11 @@ import time
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+from contenders import decode_steps
 from flax import nnx
 
 from kosmos_jax.config import load_config
 from kosmos_jax.inference.device import Device
-from kosmos_jax.inference.options import Options
-from kosmos_jax.inference.rules import rules_of
 from kosmos_jax.model import Kosmos, parameters
 from kosmos_jax.parallel.hardware import GIB
 
@@ -43,32 +41,6 @@ def bandwidth(repeats: int, size: int) -> float:
     """Bytes a second."""
     block, total = jnp.ones(size // 2, jnp.bfloat16), jax.jit(lambda x: jnp.sum(x, dtype=jnp.float32))
     return size / seconds_of(lambda: total(block), repeats)
-
-
-def measure(config, rows: int, device: Device, repeats: int):
-    """(Seconds of a step, bytes that it has to read)."""
-    pool = (ENTRIES, 1)
-    allowed = np.ones(config.text.vocab_size, bool)
-    options = Options(max_new_tokens=ENTRIES, ignore_eos=True)
-    rules = rules_of(options, None, allowed, 2, 0)
-    device.resize(pool, rows)
-
-    def admit():
-        for b in range(rows):
-            device.admit(pool, b, np.full(ENTRIES, 5, np.int32), TAKEN, rules)
-        jax.block_until_ready(device._pools)
-
-    times = []
-    for _ in range(repeats + 1):
-        admit()
-        begin = time.perf_counter()
-        device.decode(pool, np.full(rows, STEPS, np.int32), False)
-        times.append((time.perf_counter() - begin) / STEPS)
-    weights = sum(x.nbytes for x in jax.tree.leaves((device._weights["decoder"], device._weights["embedding"])))
-    cache = device._pools[pool][0].cache
-    size = weights + sum(x.nbytes for x in (*cache.k_BHSK, *cache.v_BHSK))
-    device.remove(pool)
-    return statistics.median(times[1:]), size
 
 
 def main():
@@ -94,7 +66,9 @@ def main():
         device = Device(config, params, eos=2, vectors=1, chunk=32, steps=STEPS, blocks=1)
         del params
         for rows in BATCHES[:3] if args.tiny else BATCHES:
-            seconds, read = measure(config, rows, device, args.repeats)
+            run, read = decode_steps(device, config.text.vocab_size, rows, ENTRIES, TAKEN, STEPS)
+            seconds = statistics.median([run() for _ in range(args.repeats + 1)][1:])
+            device.remove((ENTRIES, 1))
             speed, share = f"{seconds * 1e3:.2f} | {rows / seconds:,.0f}", f"{read / seconds / limit:.0%}"
             print(f"| {size} | {rows} | {speed} | {read / GIB:.2f} | {share} |", flush=True)
 

@@ -13,8 +13,8 @@ from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
-from contenders import Q, random_rows, their_inputs
-from cpu import SHAPE, compare, measure
+from contenders import Q, decode_steps, random_rows, their_inputs
+from cpu import SHAPE, WARM_UPS, compare, measure
 
 PROMPT, NEW = Q + 7, 64  # <s>, an image, four words; tokens to generate
 REQUESTS, SECONDS, BATCH = 64, 2.0, 8
@@ -77,16 +77,16 @@ def generate(rows: int, new: int, beams: int, models):
 def arrivals(models):
     """Requests for 8 to 64 tokens that come in two seconds, at the same random times for both."""
     from kosmos_jax.inference.options import Options
+    from kosmos_jax.serving.command import PIECES
 
-    times, lengths = TIMES, LENGTHS
     ids, slots, pixels = random_rows(SHAPE.vocab, REQUESTS, PROMPT)
-    generator = our_generator(models, pools={(POOL, 1): BATCH}, pieces=8)
+    generator = our_generator(models, pools={(POOL, 1): BATCH}, pieces=PIECES)
     engine = generator.engine
     engine.warm_up()
 
     def ours():
         pixels[:, 0, 0] += 1
-        waiting, there, begin = list(zip(times, prompts_of(ids, slots, pixels), lengths, strict=True)), [], clock()
+        waiting, there, begin = list(zip(TIMES, prompts_of(ids, slots, pixels), LENGTHS, strict=True)), [], clock()
         while waiting or there:
             while waiting and waiting[0][0] <= clock() - begin:
                 at, prompt, length = waiting.pop(0)
@@ -101,11 +101,11 @@ def arrivals(models):
     def theirs():
         first, begin = 0, clock()
         while first < REQUESTS:
-            last = min(first + BATCH, int(np.searchsorted(times, clock() - begin)))
+            last = min(first + BATCH, int(np.searchsorted(TIMES, clock() - begin)))
             if last > first:
                 here = {name: tensor[first:last] for name, tensor in inputs.items()}
-                models.torch.eval().generate(**here, **their_options(int(lengths[first:last].max())))
-                LATENCIES["transformers"] += [clock() - begin - at for at in times[first:last]]
+                models.torch.eval().generate(**here, **their_options(int(LENGTHS[first:last].max())))
+                LATENCIES["transformers"] += [clock() - begin - at for at in TIMES[first:last]]
                 first = last
 
     return ours, theirs
@@ -165,16 +165,10 @@ def step(models, rows: int):
     import jax
     import jax.numpy as jnp
 
-    from kosmos_jax.inference.options import Options
-    from kosmos_jax.inference.rules import rules_of
-
-    engine, pool = our_generator(models).engine, (POOL, 1)
-    device = engine.device
-    device.resize(pool, rows)
-    rules = rules_of(Options(max_new_tokens=POOL), None, engine.allowed, 2, 0)
+    device = our_generator(models).engine.device
+    decode, size = decode_steps(device, SHAPE.vocab, rows, POOL, PROMPT, STEPS)
     kernels = [x for x in jax.tree.leaves(device._weights["decoder"]) if x.ndim == 2]
-    head, cache = device._weights["embedding"][...], device._pools[pool][0].cache
-    size = sum(x.nbytes for x in (*kernels, head, *cache.k_BHSK, *cache.v_BHSK))
+    head, seconds = device._weights["embedding"][...], []
     block, x = jnp.ones(size // 4, jnp.float32), jnp.ones((rows, 4 * SHAPE.text["width"]), jnp.float32)
 
     @jax.jit
@@ -183,17 +177,8 @@ def step(models, rows: int):
 
     read = jax.jit(jnp.sum)
 
-    def decode():
-        for b in range(rows):
-            device.admit(pool, b, np.full(POOL, 5, np.int32), PROMPT, rules)
-        jax.block_until_ready(device._pools)
-        begin = clock()
-        device.decode(pool, np.full(rows, STEPS, np.int32), False)
-        seconds.append((clock() - begin) / STEPS)
-
-    seconds = []
     alone = (lambda: jax.block_until_ready(products(x, kernels, head)), lambda: jax.block_until_ready(read(block)))
-    return (decode, *alone), seconds, size
+    return (lambda: seconds.append(decode()), *alone), seconds, size
 
 
 def steps(models, repeats: int):
@@ -201,14 +186,14 @@ def steps(models, repeats: int):
     for rows in (1, 8, 32):
         contenders, seconds, size = step(models, rows)
         _, products, reading = (1e3 * statistics.median(run) for run in measure(contenders, repeats))
-        own = 1e3 * statistics.median(seconds[2:])
+        own = 1e3 * statistics.median(seconds[WARM_UPS:])
         words = f"{own:8.2f}{products:14.2f}{reading:13.2f}{size / 1e6:6.0f}{reading / own:12.0%}"
         print(f"{f'{rows} prompts':14}{words}", flush=True)
 
 
 def after(models, repeats: int):
     for side, seconds in LATENCIES.items():
-        if seconds:
+        if seconds := seconds[WARM_UPS * REQUESTS :]:
             tail = sorted(seconds)[int(0.95 * len(seconds))]
             print(f"{REQUESTS} requests, {side}: {statistics.mean(seconds):.2f} s at the mean, 95 of 100 by {tail:.2f}")
     ours, _, apart = candidates(models)

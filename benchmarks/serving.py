@@ -12,7 +12,6 @@ import base64
 import os
 import platform
 import random
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +19,8 @@ from collections import Counter, defaultdict
 from pathlib import Path
 
 import httpx
+
+from launch.local import free_port
 
 WORDS = "one two three plus equals the digit is a module returns".split()
 NAMES = ("one", "two")
@@ -204,8 +205,7 @@ def main():
     parser.add_argument("--seconds", type=float, default=300)
     args = parser.parse_args()
     print(f"Python {platform.python_version()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}\n")
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "kosmos_jax.cli", "serve", "--checkpoint", args.checkpoint, "--port", str(port)]
     server = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     try:

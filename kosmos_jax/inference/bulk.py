@@ -24,9 +24,8 @@ from data_pipeline.media import MEDIA
 from kosmos_jax.errors import UserError, from_os
 from kosmos_jax.inference.options import Completion, Options
 from kosmos_jax.inference.prompts import Item, encode_prompt, read_item
-from kosmos_jax.parallel.distributed import exchange
+from kosmos_jax.parallel.distributed import WAIT_SECONDS, exchange
 
-WAIT_SECONDS = 600
 # Prompts that are read ahead of the slots: so many that none is ever free.
 AHEAD = 64
 

@@ -19,9 +19,8 @@ from kosmos_jax.inference.reading import HashedItem, Reader, items_of, piece
 from kosmos_jax.inference.requests import Generation, Pool, Request, Scoring, pairs
 from kosmos_jax.inference.rules import allowed_ids, bias_of, check_ids, limit_of, rules_of
 from kosmos_jax.model.positions import most_positions
-from kosmos_jax.parallel.distributed import exchange
+from kosmos_jax.parallel.distributed import WAIT_SECONDS, exchange
 
-WAIT_SECONDS = 600
 # Tokens of a piece of a prompt, and of a turn of the engine, unless something else is asked for.
 CHUNK, STEPS = 32, 16
 # Items of each modality whose vectors are kept, and numbers of items that are encoded together.

@@ -184,7 +184,8 @@ def step(model, eos: int, split: Callable, slots: Slots, rules: Rules, active_BW
     allowed_BWV = split(_ruled(logits_BWV, slots, rules))
     tokens_BW = _sampled(allowed_BWV, slots, rules)
     count_B = slots.lengths_B - slots.prompts_B + 1
-    stuck_BW = jnp.isneginf(allowed_BWV.max(-1))  # nothing may come, such as where no n-gram may repeat
+    # What may not come is chosen where nothing may, such as where no n-gram may repeat.
+    stuck_BW = jnp.isneginf(picked(allowed_BWV, tokens_BW))
     tokens_BW = jnp.where(stuck_BW, -1, tokens_BW)
     ends_BW = (tokens_BW[..., None] == rules.ends_BE[:, None]).any(-1) & ~stuck_BW
     ends_BW |= stuck_BW | (count_B >= rules.limit_B)[:, None]

@@ -19,6 +19,8 @@ from kosmos_jax.errors import PassingError, UserError
 log = logging.getLogger(__name__)
 # A process that does not answer for so long is taken for dead, and the others end.
 HEARTBEAT_SECONDS = 60
+# How long the processes of a job wait for each other while they generate.
+WAIT_SECONDS = 600
 SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
 
 

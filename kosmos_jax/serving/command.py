@@ -53,7 +53,7 @@ def serve(args) -> int:
         import uvicorn
 
         from kosmos_jax.serving.app import Server
-        from kosmos_jax.serving.lockstep import WAIT_SECONDS, follow
+        from kosmos_jax.serving.lockstep import follow
         from kosmos_jax.serving.media import Limits
         from kosmos_jax.serving.metrics import Metrics
         from kosmos_jax.serving.worker import Worker
@@ -61,7 +61,7 @@ def serve(args) -> int:
         raise UserError(f"{error.name} is not installed; pip install 'kosmos_jax[serve]'") from error
     from kosmos_jax.inference import load
     from kosmos_jax.inference.command import mesh_of, pools_of
-    from kosmos_jax.parallel.distributed import exchange
+    from kosmos_jax.parallel.distributed import WAIT_SECONDS, exchange
 
     pools, mesh, first = pools_of(args.slots), mesh_of(args.overrides), jax.process_index() == 0
     if jax.process_count() > 1 and mesh is None:

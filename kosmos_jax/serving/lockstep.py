@@ -15,9 +15,8 @@ import numpy as np
 
 from kosmos_jax.inference.options import Options
 from kosmos_jax.inference.prompts import EncodedPrompt
-from kosmos_jax.parallel.distributed import Messages
+from kosmos_jax.parallel.distributed import WAIT_SECONDS, Messages
 
-WAIT_SECONDS = 600
 END = b"end"
 
 

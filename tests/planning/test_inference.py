@@ -185,13 +185,13 @@ def test_a_step_has_no_loop_over_slots_and_brings_no_scores_to_every_device(hard
 
 TWO_LAYERS = ["model.text.layers=2"]
 WITH_CUDNN = """
-from jax._src.cudnn import fused_attention_stablehlo as cudnn
+import pytest
 from kosmos_jax.planning import devices, hlo, inference
+from tests.parallel.test_attention import with_cudnn
 from tests.planning.test_inference import SIZES, TWO_LAYERS, apply_overrides, config_for, parse
 
 devices.examine_only()
-cudnn.check_cudnn_version = lambda: 91200
-cudnn.check_compute_capability = lambda wanted: float(wanted) <= 9
+with_cudnn(pytest.MonkeyPatch().setattr)
 texts, parsed = [], hlo.parse
 hlo.parse = lambda text: texts.append(text) or parsed(text)
 topology = parse("h100:1x1")

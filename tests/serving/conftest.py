@@ -27,6 +27,19 @@ from tests.inference.conftest import config, params, tokenizer  # noqa: F401
 POOLS = {(128, 1): 3, (128, 4): 1}
 
 
+def until_answered(url, alive=lambda: True, seconds=200) -> bool:
+    """Waits for status 200; False if it does not come in time, or whoever should answer is no longer alive."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and alive():
+        try:
+            if httpx.get(url).status_code == 200:
+                return True
+        except httpx.TransportError:
+            pass
+        time.sleep(0.05)
+    return False
+
+
 def started(generator, most=64, key="", template="base", limits=None):
     """A running server: its url, worker and a function that ends it."""
     metrics = Metrics()
@@ -39,14 +52,7 @@ def started(generator, most=64, key="", template="base", limits=None):
     thread = threading.Thread(target=http.run, daemon=True)
     thread.start()
     url = f"http://127.0.0.1:{port}"
-    end = time.monotonic() + 120
-    while time.monotonic() < end:
-        try:
-            if httpx.get(f"{url}/ready").status_code == 200:
-                break
-        except httpx.TransportError:
-            pass
-        time.sleep(0.05)
+    until_answered(f"{url}/ready")
 
     def stop():
         http.should_exit = True

@@ -13,6 +13,7 @@ import pytest
 
 from launch.local import free_port
 from tests.evaluation.conftest import config, params, tokenizer, workdir  # noqa: F401
+from tests.serving.conftest import until_answered
 from tests.serving.test_limits import BODIES_OF_A_TEST, hammered
 
 pytestmark = pytest.mark.slow
@@ -27,17 +28,12 @@ def started(workdir):  # noqa: F811
         port = free_port()
         url = f"http://127.0.0.1:{port}"
         command = [sys.executable, "-m", "kosmos_jax.cli", "serve", "--checkpoint", str(workdir), "--port", str(port)]
-        processes.append(subprocess.Popen([*command, *flags], stderr=subprocess.PIPE, text=True))
-        end = time.monotonic() + 120
-        while time.monotonic() < end and processes[-1].poll() is None:
-            try:
-                if httpx.get(f"{url}/ready").status_code == 200:
-                    return processes[-1], url
-            except httpx.TransportError:
-                pass
-            time.sleep(0.1)
-        processes[-1].kill()
-        pytest.fail(processes[-1].stderr.read())
+        process = subprocess.Popen([*command, *flags], stderr=subprocess.PIPE, text=True)
+        processes.append(process)
+        if until_answered(f"{url}/ready", lambda: process.poll() is None):
+            return process, url
+        process.kill()
+        pytest.fail(process.stderr.read())
 
     yield start
     for process in processes:

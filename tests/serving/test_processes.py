@@ -5,7 +5,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 
 import httpx
 import numpy as np
@@ -19,7 +18,7 @@ from kosmos_jax.serving import lockstep
 from kosmos_jax.serving.lockstep import Order
 from launch.local import free_port
 from tests.evaluation.conftest import config, params, tokenizer, workdir  # noqa: F401
-from tests.serving.conftest import as_url
+from tests.serving.conftest import as_url, until_answered
 
 
 def test_orders_arrive_as_they_were_sent(tokenizer, pictures):  # noqa: F811
@@ -57,14 +56,8 @@ def begun(workdir, processes: int, *flags):  # noqa: F811
 def served(workdir, processes: int, *flags):  # noqa: F811
     """The processes of `begun`, once they are ready, and a client."""
     started, url = begun(workdir, processes, *flags)
-    end = time.monotonic() + 200
-    while time.monotonic() < end and all(process.poll() is None for process in started):
-        try:
-            if httpx.get(f"{url}/ready").status_code == 200:
-                return started, openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
-        except httpx.TransportError:
-            pass
-        time.sleep(0.1)
+    if until_answered(f"{url}/ready", lambda: all(process.poll() is None for process in started)):
+        return started, openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
     for process in started:
         process.kill()
     pytest.fail("\n".join(process.stderr.read()[-2000:] for process in started))
@@ -109,12 +102,7 @@ def test_several_processes_answer_as_one(workdir, pictures, processes):  # noqa:
 @pytest.mark.slow
 def test_all_end_where_they_are_stopped_before_they_are_ready(workdir):  # noqa: F811
     started, url = begun(workdir, 2, "--config.mesh.tensor=4", "--slots", "256x4,512x4,256x1x4")
-    while True:
-        try:
-            httpx.get(f"{url}/health")
-            break
-        except httpx.TransportError:
-            time.sleep(0.1)
+    assert until_answered(f"{url}/health")
     assert httpx.get(f"{url}/ready").status_code == 503  # programs are compiled now
     for process in started:
         process.send_signal(signal.SIGTERM)
