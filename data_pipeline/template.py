@@ -40,11 +40,11 @@ class Template:
             if name not in texts:
                 raise DataError(f"template {template!r}, learned: {unknown(name, texts)}")
 
-    def parts(self, value: Callable[[str, str], str | bytes]) -> list[Text | Media]:
+    def parts(self, value: Callable[[str, str], str | bytes | Media]) -> list[Text | Media]:
         """A record's parts; text that is learned and text that is given are never in one.
 
         Args:
-          value: of a field's name and modality the record's text, or the bytes of its file.
+          value: of a field's name and modality the record's text, or the bytes of its file, or a `Media` of them.
 
         Raises:
           RecordError: a file is empty, or nothing that is to be learned has a letter. It has no name of the record yet.
@@ -57,6 +57,8 @@ class Template:
                 continue
             if not self._kinds[name]:
                 parts.append(Text(values[name], not self._learned or name in self._learned))
+            elif isinstance(values[name], Media):
+                parts.append(values[name])
             elif values[name]:
                 parts.append(Media(self._kinds[name], values[name]))
             else:
