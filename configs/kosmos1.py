@@ -80,6 +80,7 @@ def data() -> dict:
     return dict(
         seq_len=2048,  # [T17]
         batch_rows=576,  # [P] 1.2M tokens: 240 + 240 + 96 rows of 2,048, i.e. 0.5M, 0.5M and 0.2M tokens
+        bundle_rows=8,  # [ours] rows of a source that share places for items of media
         isolate_documents=True,  # [ours] documents in one row do not see each other; the paper's packing lets them
         cache="",  # folder of indexes and row plans; "" is WORKDIR/cache
         max_skipped=10_000,  # [ours] records that may be unreadable before the run stops

@@ -13,8 +13,8 @@ import numpy as np
 from PIL import Image
 
 from data_pipeline.documents import Document, Media, Text
+from data_pipeline.readers import Listed, digest
 from data_pipeline.shuffle import philox
-from data_pipeline.sources import digest
 
 WORDS = (
     *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),
@@ -49,7 +49,7 @@ def _png(image: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-class Captions:
+class Captions(Listed):
     """Kind `digits`: every image with every caption template, the image first."""
 
     def __init__(self, split: str):
@@ -65,7 +65,7 @@ class Captions:
         return Document((Media("image", self._images[image]), Text(caption)), f"digits/{self._split}[{i}]")
 
 
-class DigitDocuments:
+class DigitDocuments(Listed):
     """Kind `digit_documents`: interleaved documents, made from their index alone out of the split's images.
 
     Three in five are sums of two digits, the others lists of two to four images, all labelled in one style, so that the
@@ -120,7 +120,7 @@ def list_prompt(
     return parts if query is None else (*parts, Media(kind, query))
 
 
-class Pydoc:
+class Pydoc(Listed):
     """Kind `pydoc`: the Python language reference as `pydoc_data.topics` ships it, a topic a document.
 
     Topics repeat one another ("specialnames" contains "attribute-access"). A paragraph belongs to the shortest topic

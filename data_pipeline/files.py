@@ -65,14 +65,17 @@ def found(pattern: str) -> dict[str, int]:
         files = {name: info["size"] for name, info in sorted(names.items()) if info["type"] == "file"}
         if not files:
             raise DataError(f"{part}: there is no such file")
-        local = "://" not in part
-        sizes |= {name if local else system.unstrip_protocol(name): size for name, size in files.items()}
+        sizes |= {name if is_local(part) else system.unstrip_protocol(name): size for name, size in files.items()}
     return sizes
+
+
+def is_local(address: str) -> bool:
+    return "://" not in address
 
 
 def opened(address: str) -> BinaryIO:
     """A file for reading bytes, from any place."""
-    if "://" not in address:
+    if is_local(address):
         return open(address, "rb")
     system, path = file_system(address)
     return system.open(path, "rb")

@@ -10,8 +10,8 @@ from etils import epath
 
 from data_pipeline.documents import DataError, Document, RecordError
 from data_pipeline.media import MEDIA
+from data_pipeline.readers import Listed, digest
 from data_pipeline.retries import retried
-from data_pipeline.sources import digest
 from data_pipeline.template import Template, unknown
 from data_pipeline.tensorflow_alone import tensorflow
 
@@ -20,7 +20,7 @@ DELIMITERS = {".csv": ",", ".tsv": "\t"}
 MISSING = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 
 
-class FolderSource:
+class FolderSource(Listed):
     """Kind `folder`.
 
     A table is CSV or TSV (`.csv`, `.tsv`: UTF-8, quotes as Excel writes them, names of the columns first) or JSON Lines

@@ -1,27 +1,30 @@
 """The global batch of step N as a pure function of (config, seed, N).
 
-Every step holds the same number of rows of each source, in the same places. The rows of a source are sampled without
-replacement: draw g of a source is row shuffled(g mod R) of its plan of R rows, in the order of epoch g // R. So nothing
-has to be remembered between steps, and any process can compute any row.
+Every step holds the same number of rows of each source, in the same places. The rows of a source are drawn in bundles,
+without replacement: draw g of a source is bundle g mod R of its R bundles, in the order of epoch g // R. So nothing has
+to be remembered between steps, and any process can compute any part.
 """
 
 import collections
 import dataclasses
+import functools
 import hashlib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from data_pipeline.documents import DataError, RecordError, RowError
-from data_pipeline.index import load_index
+from data_pipeline.documents import DataError, RecordError
+from data_pipeline.gather import Gathered, gather
+from data_pipeline.layout import batch_layout
 from data_pipeline.media import DRAWS, host
-from data_pipeline.plan import RowPlan, load_plan
-from data_pipeline.rows import Piece, assemble
-from data_pipeline.shuffle import philox, shuffled
-from data_pipeline.sources import Source, make_source
+from data_pipeline.plan import Plan
+from data_pipeline.prepare.job import too_many_skipped
+from data_pipeline.prepare.sources import prepared
+from data_pipeline.rows import assemble
+from data_pipeline.shuffle import Order, philox
 from data_pipeline.tokenizer import Tokenizer
 from kosmos_jax.modality import Table, modalities
 
@@ -29,16 +32,11 @@ log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Member:
-    """One source of the mixture with its plan and its share of a microbatch.
+class Member:
+    """One source of the mixture: its plan, the order of its bundles, and the options of its media's transforms."""
 
-    `per_row` is the room for items in a row and `augment` the options of their transform, by modality.
-    """
-
-    source: Source
-    plan: RowPlan
-    rows: int
-    per_row: dict[str, int]
+    plan: Plan
+    order: Order
     augment: dict[str, dict[str, Any]]
 
 
@@ -47,28 +45,28 @@ class Mixture:
 
     Attributes:
       modalities: of the model, in order.
+      layout: where everything lies in a batch.
       names: the sources in the order in which `row_source` counts them: by name.
       rows: B, rows in a microbatch.
-      items: N, places for items in a microbatch, by modality: the sum of its rows' `per_row`, raised to a multiple of
-        `data_shards` and at least one.
+      items: N, places for items in a microbatch, by modality.
       arrays: shapes and dtypes of a global batch, see `Layout`.
-      row_source: int32[B], the source of each row; the sources are spread evenly over the rows.
-      skipped: records that could not be read when the sources were indexed, or that their rows cannot hold, by
-        "source/kind".
+      members: the sources, in the order of `names`.
+      skipped: records that could not be read when the sources were prepared, by "source/kind".
 
     Raises:
       DataError: a source with a positive share would get no row, or `batch_rows` does not divide.
       DataError: more than `data.max_skipped` records were skipped.
+      DataError: a source is not prepared, and too large to be on the way.
     """
 
     def __init__(self, config: Any, tokenizer: Tokenizer, split: str, cache: str | Path, data_shards: int = 1):
-        """Reads or makes the index and the row plan of every source.
+        """Opens what is prepared, and prepares and plans what is not.
 
         Args:
           config: the complete config.
           tokenizer: with the model's modalities.
           split: "train", "validation" or "test".
-          cache: folder of indexes and row plans.
+          cache: folder of prepared sources and plans.
           data_shards: devices that split N.
         """
         data, cache = config.data, Path(cache)
@@ -76,80 +74,80 @@ class Mixture:
         self.modalities = {modality.name: modality for modality in tokenizer.modalities}
         if tokenizer.modalities != modalities(config.model):
             raise DataError(f"the tokenizer has {tokenizer.modalities}, the model {modalities(config.model)}")
-        self._seed, self._seq_len, self._isolate = config.seed, data.seq_len, data.isolate_documents
-        self.microbatches = config.training.microbatches
-        self.names, self.rows, counts, self.items, self.arrays = batch_layout(config, data_shards)
+        self._seed, self.microbatches = config.seed, config.training.microbatches
+        self.layout = batch_layout(config, data_shards)
+        self.names, self.rows, self.items = self.layout.names, self.layout.rows, self.layout.items
+        self.arrays = self.layout.arrays
         self._table = Table(self.modalities.values(), self.items)
-        self.skipped, self._members = collections.Counter(), []
-        for name, count in zip(self.names, counts, strict=True):
-            member = data.sources[name]
-            per_row = {kind: member.per_row.get(kind, 0) for kind in self.modalities}
-            source = make_source(member, split)
-            index = load_index(source, tokenizer, cache, f"{name}-{split}")
-            plan = load_plan(index, data.seq_len, list(per_row.values()), cache)
-            skipped, last = dict(index.skipped), index.last_skipped
-            if len(plan.skipped):
-                error = RowError(source[int(plan.skipped[-1])].where, plan.why)
-                skipped[error.kind], last = len(plan.skipped), str(error)
-            if skipped:
-                self.skipped.update({f"{name}/{kind}": n for kind, n in skipped.items()})
-                log.warning("%s: %s records cannot be read, the last: %s", name, skipped, last)
+        self.members, self.skipped, kinds = [], collections.Counter(), tuple(self.modalities)
+        for s, name in enumerate(self.names):
+            ledger = prepared(config, name, split, tokenizer, cache)
+            plan = Plan(ledger, data.seq_len, self.layout.size[s], self.layout.places[s], kinds, cache)
+            self.skipped.update({f"{name}/{kind}": n for kind, n in plan.skipped.items()})
+            if plan.skipped:
+                log.warning("%s: %s records are left out, the last: %s", name, plan.skipped, plan.last_skipped)
             if self.skipped.total() > data.max_skipped:
-                raise DataError(too_many_skipped(self.skipped, data.max_skipped, last))
-            if not len(plan):
+                raise DataError(too_many_skipped(self.skipped, data.max_skipped, plan.last_skipped))
+            if not plan.bundles.sum():
                 raise DataError(f"data.sources.{name}: no document in split {split!r}")
-            augment = {kind: dict(options) for kind, options in member.get("augment", {}).items()}
-            self._members.append(_Member(source, plan, count, per_row, augment))
-
-        self.row_source = spread(counts)
-        self._first_items = {}  # of each row and, last, of the row after them
-        for kind in self.modalities:
-            places = np.array([member.per_row[kind] for member in self._members])[self.row_source]
-            self._first_items[kind] = np.concatenate([[0], np.cumsum(places)])
-        self._seen_before = [np.cumsum(self.row_source == s) - (self.row_source == s) for s in range(len(self.names))]
+            augment = {kind: dict(options) for kind, options in data.sources[name].get("augment", {}).items()}
+            self.members.append(Member(plan, Order(plan.bundles, (self._seed, s)), augment))
 
     @property
     def fingerprint(self) -> str:
         """Changes when a step's batch would: with the sources, the tokenizer, the packing or the shares."""
-        parts = [self.tokenizer.fingerprint, self._seed, self._isolate, self.microbatches, self._seq_len]
+        parts = [self.tokenizer.fingerprint, self._seed, self.config.data.isolate_documents, self.microbatches]
         parts += [tuple(self.modalities.values())]
-        for m in self._members:
-            augment = sorted((kind, sorted(options.items())) for kind, options in m.augment.items())
-            parts += [(m.source.fingerprint, m.rows, m.per_row, augment, m.plan.skipped.tolist())]
+        parts += [(phase.first_step, phase.bundles.tolist()) for phase in self.layout.phases]
+        for member in self.members:
+            augment = sorted((kind, sorted(options.items())) for kind, options in member.augment.items())
+            parts += [(member.plan.key, augment)]
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
     def summary(self) -> list[str]:
         """A line for each source and one for all together, for the log."""
-        lines = []
-        for name, m in zip(self.names, self._members, strict=True):
-            fills = [f"{kind} fill {fill:.3f}" for kind, fill in self._item_fill(m).items() if m.per_row[kind]]
-            rows = f"{m.rows} of the {self.rows} rows of a microbatch, {len(m.plan):,} rows an epoch"
-            fills = ", ".join([f"text fill {m.plan.fill:.3f}", *fills])
-            lines.append(f"{name}: {len(m.source):,} documents, {rows}, {fills}")
+        lines, phase = [], self.layout.phases[0]
+        for s, (name, member) in enumerate(zip(self.names, self.members, strict=True)):
+            plan, size = member.plan, self.layout.size[s]
+            fills = [f"{kind} fill {fill:.3f}" for kind, fill in plan.item_fill.items() if fill is not None]
+            fills = ", ".join([f"text fill {plan.fill:.3f}", *fills])
+            bundles = f" in bundles of {size}" if size > 1 else ""
+            rows = f"{phase.bundles[s] * size} of the {self.rows} rows of a microbatch{bundles}"
+            documents = f"{sum(plan.ledger.documents):,} documents"
+            lines.append(f"{name}: {documents}, {rows}, {plan.bundles.sum() * size:,} rows an epoch, {fills}")
         fills = [f"{kind} fill {fill:.3f}" for kind, fill in self.item_fill().items()]
         lines.append("all: " + ", ".join([f"text fill {self.plan_fill():.3f}", *fills]))
+        return lines + self.epoch_warnings()
+
+    def epoch_warnings(self) -> list[str]:
+        """Which sources the run will have seen more often than their `epochs` say."""
+        steps, lines = self.config.training.steps, []
+        for name, seen in self.epoch(steps).items():
+            limit = self.config.data.sources[name].get("epochs", 0)
+            if limit and seen > limit:
+                lines.append(
+                    f"WARNING: {name} will have been seen {seen:.2f} times after {steps:,} steps; "
+                    f"data.sources.{name}.epochs is {limit:g}: lower its share, or take more data"
+                )
         return lines
 
     def plan_fill(self) -> float:
-        """Share of text positions that hold a token, on average over the steps."""
-        return float(np.average([m.plan.fill for m in self._members], weights=[m.rows for m in self._members]))
+        """Share of text positions that hold a token, on average over the steps of the first phase."""
+        weights = self.layout.phases[0].bundles * self.layout.size
+        return float(np.average([member.plan.fill for member in self.members], weights=weights))
 
     def item_fill(self) -> dict[str, float]:
-        """Share of the places for items that hold one, on average over the steps, by modality."""
+        """Share of the places for items that hold one, on average over the steps of the first phase, by modality."""
         used = collections.Counter()
-        for m in self._members:
-            used.update({kind: fill * m.per_row[kind] * m.rows for kind, fill in self._item_fill(m).items()})
+        for n, member in zip(self.layout.phases[0].bundles, self.members, strict=True):
+            used.update({kind: n * each for kind, each in member.plan.items_a_bundle.items()})
         return {kind: float(used[kind] / places) for kind, places in self.items.items()}
-
-    def _item_fill(self, member: _Member) -> dict[str, float]:
-        return dict(zip(self.modalities, member.plan.item_fill, strict=True))
 
     def epoch(self, step: int) -> dict[str, float]:
         """How often each source has been seen when step `step` begins."""
-        return {
-            name: step * self.microbatches * member.rows / len(member.plan)
-            for name, member in zip(self.names, self._members, strict=True)
-        }
+        drawn = self.layout.bundles_before(step, self.microbatches)
+        each = zip(self.names, drawn, self.members, strict=True)
+        return {name: float(n / member.plan.bundles.sum()) for name, n, member in each}
 
     def batch(
         self, step: int, rows: slice = slice(None), items: Mapping[str, slice] | None = None
@@ -172,28 +170,30 @@ class Mixture:
             kind: np.zeros((self.microbatches, len(here[kind]), *modality.shape), modality.dtype)
             for kind, modality in self.modalities.items()
         }
-        parts, skipped, used = collections.defaultdict(list), [], dict.fromkeys(here, 0)
+        parts, skipped, used = [], [], dict.fromkeys(here, 0)
         for a in range(self.microbatches):
-            for row in range(self.rows):
-                shown = {
-                    kind: _overlap(self._first_items[kind][row : row + 2], places) for kind, places in here.items()
-                }
-                if row not in rows and not any(shown.values()):
+            gathered = self._gather(step, a, rows, here)
+            bad = {}
+            for m in np.flatnonzero(gathered.wanted(rows, here)).tolist():
+                kind, number = gathered.kind_of(m), int(gathered.number[m])
+                try:
+                    item = self._item(gathered, m)
+                except RecordError as error:
+                    bad[int(gathered.items[m, 0])] = error
                     continue
-                arrays, row_media, troubles = self._row(step, a, row)
-                for kind, places in shown.items():
-                    for place, item in zip(
-                        places, row_media[kind][places.start - self._first_items[kind][row] :], strict=False
-                    ):
-                        media[kind][a, place - here[kind].start] = item
-                        used[kind] += 1
-                if row in rows:
-                    skipped += troubles
-                    for name, value in arrays.items():
-                        parts[name].append(value)
-        shape = (self.microbatches, len(rows), -1)
-        arrays = {name: np.stack(values).reshape(shape) for name, values in parts.items()}
-        arrays["row_source"] = np.tile(self.row_source[rows.start : rows.stop], (self.microbatches, 1))
+                if number in here[kind]:
+                    media[kind][a, number - here[kind].start] = item
+                    used[kind] += 1
+            for piece, error in bad.items():
+                if gathered.row[piece] in rows:
+                    name = self.names[gathered.source[piece]]
+                    skipped.append((name, error.kind, error.where, str(error)))
+            pieces = gathered.pieces(rows, bad, self._table)
+            isolate = self.config.data.isolate_documents
+            parts.append(assemble(pieces, len(rows), self.config.data.seq_len, self.tokenizer, isolate))
+        arrays = {name: np.stack([part[name] for part in parts]) for name in parts[0]}
+        row_source = self.layout.row_source(step)[rows.start : rows.stop]
+        arrays["row_source"] = np.tile(row_source, (self.microbatches, 1))
         arrays["media"] = media
         stats = {
             "text_fill": float((arrays["segment_ids"] > 0).mean()),
@@ -202,144 +202,42 @@ class Mixture:
         }
         return arrays, stats
 
-    def _row(self, step: int, a: int, row: int) -> tuple[dict, dict[str, list[np.ndarray]], list]:
-        """Row `row` of microbatch `a`: its arrays, all its items, and the records in it that could not be read."""
-        s = int(self.row_source[row])
-        member, name = self._members[s], self.names[s]
-        draw = (step * self.microbatches + a) * member.rows + int(self._seen_before[s][row])
-        epoch, i = divmod(draw, len(member.plan))
-        planned = shuffled(i, len(member.plan), (self._seed, s, epoch))
-        pieces, row_media, troubles = [], {kind: [] for kind in self.modalities}, []
-        draws = iter(philox((self._seed, s, draw)).random((sum(member.per_row.values()), DRAWS)))
-        for document, start, stop in member.plan.row(planned):
-            try:
-                piece, items = self._piece(member, document, start, stop, draws)
-                pieces.append(piece)
-                for kind, item in items:
-                    row_media[kind].append(item)
-            except RecordError as error:
-                pieces.append(None)
-                troubles.append((name, error.kind, error.where, str(error)))
-        first_items = {kind: int(first[row]) for kind, first in self._first_items.items()}
-        arrays = assemble(pieces, self._seq_len, self.tokenizer, self._table, self._isolate, first_items)
-        return arrays, row_media, troubles
+    def _gather(self, step: int, a: int, rows: range, here: dict[str, range]) -> Gathered:
+        """What microbatch `a` of a step has in the rows and places that are here."""
+        phase = self.layout.phase(step)
+        wanted = _overlap(phase.first_row, rows)
+        for kind, places in here.items():
+            wanted |= _overlap(phase.first_item[kind], places)
+        before = self.layout.bundles_before(step, self.microbatches) + a * phase.bundles
+        bundles = []
+        for s, member in enumerate(self.members):
+            own = np.flatnonzero(phase.source == s)
+            chosen = np.flatnonzero(wanted[own])
+            if len(chosen):
+                draws = before[s] + chosen
+                bundles.append((s, member.plan, own[chosen], draws, *member.order(draws)))
+        return gather(bundles, phase)
 
-    def _piece(self, member: _Member, i: int, start: int, stop: int, draws: Iterator[np.ndarray]):
-        document = member.source[i]
-        piece = Piece(self.tokenizer.encode_document(document.parts), start, stop)
-        if stop > len(piece.encoded.tokens):
-            raise RecordError(document.where, "is shorter than when it was indexed: remove the cache directory")
-        items = zip(piece.items, piece.media, strict=True)
-        decoded = [(kind, host(kind).decode(data, f"{document.where} {kind} {n}")) for n, (kind, data) in items]
+    def _item(self, gathered: Gathered, m: int) -> np.ndarray:
+        """Item m as the array of a batch."""
+        shard, index = gathered.item_source(m)
+        item = shard.media(index)
+        side, shape = host(item.kind), self.modalities[item.kind].shape
+        decoded = side.decode(item.data, f"{gathered.name(m)} {item.kind}")
         if self.split != "train":
-            return piece, [(kind, host(kind).item(item, self.modalities[kind].shape)) for kind, item in decoded]
-        return piece, [
-            (kind, host(kind).item(item, self.modalities[kind].shape, next(draws), **member.augment.get(kind, {})))
-            for kind, item in decoded
-        ]
+            return side.item(decoded, shape)
+        s, draw, number = gathered.draw_of(m)
+        places = self.layout.places[s]
+        draws = _draws(self._seed, s, draw, sum(places))[sum(places[: list(self.modalities).index(item.kind)]) + number]
+        return side.item(decoded, shape, draws, **self.members[s].augment.get(item.kind, {}))
 
 
-def _overlap(bounds: np.ndarray, places: range) -> range:
-    """Of the places from bounds[0] up to bounds[1], those that are among `places`; an empty range has length 0."""
-    return range(max(int(bounds[0]), places.start), min(int(bounds[1]), places.stop))
+@functools.lru_cache(maxsize=1024)
+def _draws(seed: int, s: int, draw: int, items: int) -> np.ndarray:
+    """float64[items, DRAWS], the random numbers of a bundle."""
+    return philox((seed, s, draw)).random((items, DRAWS))
 
 
-@dataclasses.dataclass(frozen=True)
-class Spec:
-    """Shape and dtype of an array that is not there yet."""
-
-    shape: tuple[int, ...]
-    dtype: str
-
-
-class Layout(NamedTuple):
-    """What a batch is like; it follows from the config alone.
-
-    Attributes:
-      names: the sources, by name.
-      rows: of a microbatch.
-      counts: rows of each source in a microbatch.
-      items: places for items in a microbatch, a multiple of the data shards, by modality.
-      arrays: a `Spec` for each array of a global batch, those of items one level deeper: {"media": {name: ...}}.
-    """
-
-    names: tuple[str, ...]
-    rows: int
-    counts: list[int]
-    items: dict[str, int]
-    arrays: dict[str, Any]
-
-
-def batch_layout(config: Any, data_shards: int = 1) -> Layout:
-    """The layout of the batches of a complete config; nothing is opened.
-
-    Raises:
-      DataError: rows cannot be divided over microbatches and devices, or a source gets none.
-    """
-    sources, microbatches = config.data.sources, config.training.microbatches
-    names = tuple(sorted(sources))
-    rows = _microbatch_rows(config.data.batch_rows, microbatches, data_shards)
-    counts = row_counts({name: sources[name].share for name in names}, rows, microbatches)
-    items, media = {}, {}
-    for modality in modalities(config.model):
-        places = sum(n * sources[name].per_row.get(modality.name, 0) for name, n in zip(names, counts, strict=True))
-        items[modality.name] = -(-max(1, places) // data_shards) * data_shards
-        media[modality.name] = Spec((microbatches, items[modality.name], *modality.shape), modality.dtype)
-    text = Spec((microbatches, rows, config.data.seq_len), "int32")
-    arrays = dict.fromkeys(("tokens", "targets", "segment_ids", "positions", "slots"), text)
-    arrays |= {"row_source": Spec((microbatches, rows), "int32"), "media": media}
-    return Layout(names, rows, counts, items, arrays)
-
-
-def _microbatch_rows(batch_rows: int, microbatches: int, data_shards: int) -> int:
-    unit = microbatches * data_shards
-    if batch_rows % unit or batch_rows < 1:
-        good = max(1, round(batch_rows / unit)) * unit
-        raise DataError(
-            f"data.batch_rows is {batch_rows}, which does not divide over training.microbatches={microbatches} and "
-            f"{data_shards} data shards; try {good}"
-        )
-    return batch_rows // microbatches
-
-
-def row_counts(shares: dict[str, float], rows: int, microbatches: int = 1) -> list[int]:
-    """Rows of each source in a microbatch of `rows`, by largest remainder.
-
-    Args:
-      shares: of each source, in proportion.
-      rows: of a microbatch.
-      microbatches: for the message alone.
-
-    Raises:
-      DataError: a positive share gets no row; names the least `data.batch_rows` above that gives every source one.
-    """
-    counts = _largest_remainder(list(shares.values()), rows)
-    if starved := [name for (name, share), n in zip(shares.items(), counts, strict=True) if share > 0 and n == 0]:
-        good = rows
-        while 0 in _largest_remainder([share for share in shares.values() if share > 0], good):
-            good += 1
-        raise DataError(
-            f"data.sources.{starved[0]}.share is {shares[starved[0]]:g}, less than one of the {rows} rows of a "
-            f"microbatch; raise it, or set data.batch_rows to {good * microbatches}"
-        )
-    return counts
-
-
-def _largest_remainder(shares: list[float], rows: int) -> list[int]:
-    exact = np.array(shares, float) / sum(shares) * rows
-    counts = np.floor(exact + 1e-9).astype(int)
-    for i in np.argsort(counts - exact, kind="stable")[: rows - counts.sum()]:
-        counts[i] += 1
-    return counts.tolist()
-
-
-def spread(counts: list[int]) -> np.ndarray:
-    """int32[sum(counts)]: i counts[i] times, as evenly as Bresenham's line: [2, 4] gives 1 0 1 1 0 1."""
-    source = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
-    place = np.concatenate([(np.arange(n) + 0.5) / n for n in counts if n] or [np.zeros(0)])
-    return source[np.lexsort((source, place))]
-
-
-def too_many_skipped(skipped: dict[str, int], limit: int, last: str) -> str:
-    counts = ", ".join(f"{name}: {n}" for name, n in sorted(skipped.items()))
-    return f"{sum(skipped.values())} records cannot be read ({counts}), data.max_skipped is {limit}. The last: {last}"
+def _overlap(first: np.ndarray, wanted: range) -> np.ndarray:
+    """bool[n]: whether first[i]:first[i + 1] has one of `wanted`."""
+    return (first[:-1] < wanted.stop) & (first[1:] > wanted.start) & (first[1:] > first[:-1])

@@ -2,6 +2,7 @@
 
 import atexit
 import collections
+import itertools
 import json
 import logging
 import os
@@ -14,9 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from data_pipeline.documents import DataError, RecordError, Text
-from data_pipeline.mixture import Mixture, too_many_skipped
-from data_pipeline.sources import make_source
+from data_pipeline.documents import DataError, Document, Text
+from data_pipeline.mixture import Mixture
+from data_pipeline.prepare.job import too_many_skipped
+from data_pipeline.readers import fingerprint, make_reader
 from data_pipeline.tensorflow_alone import tensorflow
 from data_pipeline.tokenizer import Tokenizer
 from kosmos_jax.modality import modalities
@@ -123,11 +125,12 @@ def make_tokenizer(config: Any, cache: str | Path) -> Tokenizer:
     settings, sources, found = config.data.tokenizer, config.data.sources, modalities(config.model)
     if settings.path:
         return Tokenizer.load(settings.path, settings.kosmos2_tags, found)
-    opened = [make_source(sources[name], "train") for name in sorted(sources)]
-    key = "-".join(["tokenizer", str(settings.vocab_size), *(source.fingerprint for source in opened)])
+    readers = {name: make_reader(sources[name], "train") for name in sorted(sources)}
+    prints = [fingerprint(sources[name], "train", reader) for name, reader in readers.items()]
+    key = "-".join(["tokenizer", str(settings.vocab_size), *prints])
     file = Path(cache) / f"{key}.model"
     if not file.is_file():
-        texts = (text for source in opened for text in _texts(source))
+        texts = (text for reader in readers.values() for text in _texts(reader))
         trained = Tokenizer.train(texts, settings.vocab_size)
         file.parent.mkdir(parents=True, exist_ok=True)
         temporary = file.with_suffix(f".{os.getpid()}")
@@ -136,15 +139,12 @@ def make_tokenizer(config: Any, cache: str | Path) -> Tokenizer:
     return Tokenizer.load(file, settings.kosmos2_tags, found)
 
 
-def _texts(source) -> Iterator[str]:
+def _texts(reader) -> Iterator[str]:
     """Text of documents in order, up to `TRAINING_CHARACTERS`: enough for any vocabulary that is trained here."""
     characters = 0
-    for i in range(len(source)):
-        try:
-            document = source[i]
-        except RecordError:
-            continue  # counted and named when the source is indexed
-        for part in document.parts:
+    for document in itertools.chain.from_iterable(map(reader.read, reader.shards())):
+        # One that cannot be read is counted and named when its source is prepared.
+        for part in document.parts if isinstance(document, Document) else ():
             if isinstance(part, Text):
                 yield part.text
                 characters += len(part.text)

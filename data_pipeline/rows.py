@@ -1,56 +1,50 @@
-"""One row of a batch from its pieces of documents: tokens, targets, segments, positions, slots of media."""
+"""Rows of a batch from pieces of documents, all at once by NumPy: tokens, targets, segments, positions, slots."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
-
-from data_pipeline.documents import Media
-from data_pipeline.tokenizer import Encoded, Tokenizer
-from kosmos_jax.modality import Table
 
 NO_TARGET = -1
 NO_SLOT = -1
 
 
-@dataclasses.dataclass(frozen=True)
-class Piece:
-    """Tokens start:stop of a document's body, and which of its items lie there."""
+@dataclasses.dataclass
+class Pieces:
+    """Pieces of documents, row by row in the order in which they stand there.
 
-    encoded: Encoded
-    start: int
-    stop: int
+    Attributes:
+      row: int64[P], the row of each, never falling.
+      segment: int64[P], its number in the row, from 1. One that is missing leaves padding at the end of the row.
+      tokens: of each its tokens, an integer array [length].
+      length: int64[P].
+      ends: bool[P], whether its document ends with it.
+      given: int64[S, 3]: a piece, and start and stop in it of text that is read and not learned; the </s> after the
+        piece counts as its last token.
+      items: int64[M, 4]: a piece, the offset in it of an item's first slot, Q, and the slot of the batch that it has.
+    """
 
-    @property
-    def items(self) -> range:
-        """The numbers of the document's items that lie in the piece."""
-        return range(*np.searchsorted(self.encoded.starts, (self.start, self.stop)).tolist())
+    row: np.ndarray
+    segment: np.ndarray
+    tokens: Sequence[np.ndarray]
+    length: np.ndarray
+    ends: np.ndarray
+    given: np.ndarray
+    items: np.ndarray
 
-    @property
-    def media(self) -> tuple[Media, ...]:
-        return tuple(self.encoded.media[n] for n in self.items)
 
-
-def assemble(
-    pieces: Sequence[Piece | None],
-    seq_len: int,
-    tokenizer: Tokenizer,
-    table: Table,
-    isolate: bool,
-    first_items: Mapping[str, int],
-) -> dict[str, np.ndarray]:
+def assemble(pieces: Pieces, rows: int, seq_len: int, tokenizer, isolate: bool) -> dict[str, np.ndarray]:
     """Lays pieces one after another: <s>, the piece, and </s> if its document ends there.
 
     Args:
-      pieces: None leaves its segment number unused; what was to stand there is padding, at the end of the row.
+      pieces: of all rows.
+      rows: B.
       seq_len: T.
-      tokenizer: of the pieces.
-      table: where the vectors of the batch's items lie.
+      tokenizer: of the pieces; its bos, pad and eos are used.
       isolate: every piece a segment of its own, positions restarting at 0; otherwise one segment and running positions.
-      first_items: the number of the row's first item in the batch, by modality.
 
     Returns:
-      int32[T] each: tokens, targets, segment_ids, positions, slots. A caption with Q = 2, alone in a row of 9:
+      int32[B, T] each: tokens, targets, segment_ids, positions, slots. A caption with Q = 2, alone in a row of 9:
 
         tokens      <s> <image> <image> <image> </image>  seven   .    </s>  <pad>
         targets     -1    -1      -1      -1     seven      .    </s>   -1    -1
@@ -65,33 +59,41 @@ def assemble(
         tokens      <s>  a  digit  ?  seven   .   </s>
         targets     -1  -1   -1  seven  .   </s>   -1
     """
-    row = {
-        "tokens": np.full(seq_len, tokenizer.pad, np.int32),
-        "targets": np.full(seq_len, NO_TARGET, np.int32),
-        "segment_ids": np.zeros(seq_len, np.int32),
-        "positions": np.zeros(seq_len, np.int32) if isolate else np.arange(seq_len, dtype=np.int32),
-        "slots": np.full(seq_len, NO_SLOT, np.int32),
-    }
-    at, numbers = 0, dict(first_items)
-    for segment, piece in enumerate(pieces, 1):
-        if piece is None:
-            continue
-        encoded = piece.encoded
-        body = encoded.tokens[piece.start : piece.stop]
-        ended = [tokenizer.eos] if piece.stop == len(encoded.tokens) else []
-        tokens = np.concatenate([[tokenizer.bos], body, ended]).astype(np.int32)
-        span = slice(at, at + len(tokens))
-        row["tokens"][span] = tokens
-        learned = encoded.learned[piece.start : piece.start + len(tokens) - 1]
-        row["targets"][at : span.stop - 1] = np.where(learned, tokens[1:], NO_TARGET)
-        row["segment_ids"][span] = segment if isolate else 1
-        if isolate:
-            row["positions"][span] = np.arange(len(tokens))
-        for n in piece.items:
-            kind = encoded.media[n].kind
-            slots = table.slots(kind, numbers[kind])
-            start = at + 1 + encoded.starts[n] - piece.start
-            row["slots"][start : start + len(slots)] = slots
-            numbers[kind] += 1
-        at = span.stop
-    return row
+    tokens = np.full(rows * seq_len, tokenizer.pad, np.int32)
+    segments, slots = np.zeros(rows * seq_len, np.int32), np.full(rows * seq_len, NO_SLOT, np.int32)
+    positions = np.zeros(rows * seq_len, np.int32) if isolate else np.tile(np.arange(seq_len, dtype=np.int32), rows)
+    learned = np.zeros(rows * seq_len, bool)
+
+    cost = pieces.length + 1 + pieces.ends
+    begin = np.cumsum(cost) - cost
+    first_of_row = np.searchsorted(pieces.row, pieces.row)
+    at = begin - begin[first_of_row] + pieces.row * seq_len if len(cost) else begin
+    for place, length, body in zip((at + 1).tolist(), pieces.length.tolist(), pieces.tokens, strict=True):
+        tokens[place : place + length] = body
+    tokens[at] = tokenizer.bos
+    tokens[(at + cost - 1)[pieces.ends]] = tokenizer.eos
+
+    everywhere = spans(at, cost)
+    segments[everywhere] = np.repeat(pieces.segment, cost) if isolate else 1
+    if isolate:
+        positions[everywhere] = everywhere - np.repeat(at, cost)
+    learned[spans(at + 1, cost - 1)] = True
+    if len(pieces.given):
+        piece, start, stop = pieces.given.T
+        learned[spans(at[piece] + 1 + start, stop - start)] = False
+    if len(pieces.items):
+        piece, start, count, slot = pieces.items.T
+        first = at[piece] + 1 + start
+        where = spans(first, count)
+        slots[where] = np.repeat(slot - first, count) + where
+        learned[spans(first - 1, count + 2)] = False  # with its tags
+    targets = np.full(rows * seq_len, NO_TARGET, np.int32)
+    targets[:-1] = np.where(learned[1:], tokens[1:], NO_TARGET)
+    arrays = dict(tokens=tokens, targets=targets, segment_ids=segments, positions=positions, slots=slots)
+    return {name: array.reshape(rows, seq_len) for name, array in arrays.items()}
+
+
+def spans(start: np.ndarray, length: np.ndarray) -> np.ndarray:
+    """int64[sum(length)]: start[0], start[0] + 1, ... for length[0] numbers, then those of the next span."""
+    end = np.cumsum(length)
+    return np.repeat(start - end + length, length) + np.arange(end[-1] if len(end) else 0)

@@ -15,9 +15,9 @@ from data_pipeline import builtin
 from data_pipeline.builtin import DOCUMENTS, LABELS, WORDS, list_prompt, sum_prompt
 from data_pipeline.documents import DataError, Document, Media, Text
 from data_pipeline.espeak import Saying, say
+from data_pipeline.readers import SPLITS, Listed, digest
 from data_pipeline.retries import retried
 from data_pipeline.shuffle import philox
-from data_pipeline.sources import SPLITS, digest
 from data_pipeline.template import unknown
 from data_pipeline.wav import wav
 
@@ -124,7 +124,7 @@ class _Clips:
         self.identity = (split, made, self.labels, self.speakers)
 
 
-class SpokenDigits:
+class SpokenDigits(Listed):
     """Kind `spoken_digits`: every clip with every caption, the clip first.
 
     Args:
@@ -147,7 +147,7 @@ class SpokenDigits:
         return Document((Media("audio", self._clips.files[clip]), Text(text)), where)
 
 
-class SpokenDocuments:
+class SpokenDocuments(Listed):
     """Kind `spoken_documents`: interleaved documents, made from their index alone out of the split's clips and images.
 
     Three in five are sums of a spoken and a handwritten digit, either first; the others lists of two to four clips, or

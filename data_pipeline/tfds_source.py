@@ -12,13 +12,13 @@ from google.protobuf.message import DecodeError
 
 from data_pipeline import tfds_features
 from data_pipeline.documents import DataError, Document, Media, RecordError, Text
+from data_pipeline.readers import Listed, digest
 from data_pipeline.retries import retried
-from data_pipeline.sources import digest
 from data_pipeline.template import Template, unknown
 from data_pipeline.tensorflow_alone import tensorflow
 
 
-class TfdsSource:
+class TfdsSource(Listed):
     """Kind `tfds`.
 
     Args:

@@ -56,6 +56,7 @@ class Tokenizer:
       size: of the vocabulary.
       tag_ids: the id of each tag; `mask`, the first of them, and `line` stand beside.
       model_bytes: the SentencePiece model.
+      kosmos2_tags: whether it has the 1,030 for grounding.
       fingerprint: changes when ids do.
     """
 
@@ -70,6 +71,7 @@ class Tokenizer:
         if found != (0, 1, 2):
             raise DataError(f"a SentencePiece model with unk, bos, eos = 0, 1, 2 is needed; this one has {found}")
         self.model_bytes, self.modalities = model_bytes, tuple(modalities)
+        self.kosmos2_tags = kosmos2_tags
         self.tags = all_tags(modalities, kosmos2_tags)
         self._first_tag = self._pieces.get_piece_size() + 1
         self.tag_ids = ids = {tag: self._first_tag + i for i, tag in enumerate(self.tags)}

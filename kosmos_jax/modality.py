@@ -64,16 +64,17 @@ class Table:
 
     Attributes:
       first: the first slot of each modality, by name.
+      tokens: Q of each modality, by name.
     """
 
     def __init__(self, found: Iterable[Modality], items: Mapping[str, int]):
         """Args: found: the modalities in order. items: how many places for items the batch has, by name."""
-        self.first, self._tokens, size = {}, {}, 0
+        self.first, self.tokens, size = {}, {}, 0
         for modality in found:
-            self.first[modality.name], self._tokens[modality.name] = size, modality.tokens
+            self.first[modality.name], self.tokens[modality.name] = size, modality.tokens
             size += modality.tokens * items.get(modality.name, 0)
 
     def slots(self, name: str, n: int) -> np.ndarray:
         """int32[Q]: the slots of item `n` of a modality: first + n * Q + q."""
-        tokens = self._tokens[name]
+        tokens = self.tokens[name]
         return (self.first[name] + n * tokens + np.arange(tokens)).astype(np.int32)

@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 
-from data_pipeline import builtin, sources
+from data_pipeline import builtin, readers
 from data_pipeline.documents import Document, Media, MediaError, Text
 from data_pipeline.media import MEDIA
 from kosmos_jax import checkpoint
@@ -45,6 +45,9 @@ class TouchHost:
     def item(self, decoded, shape, draws=None, noise=0.0):
         return decoded if draws is None else decoded + noise * np.float32(draws[0] - 0.5)
 
+    def stored(self, data, decoded, shape, noise=0.0):
+        return data
+
     def problems(self, options):
         return iter(())
 
@@ -67,7 +70,7 @@ class Touch(nnx.Module):
     problems = staticmethod(lambda config, shape: iter(()))
 
 
-class TouchAndSee:
+class TouchAndSee(readers.Listed):
     """Something is felt, a digit is shown, and both are told."""
 
     fingerprint = "touch and see"
@@ -91,7 +94,7 @@ def readings(i):
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
     """The tiny run on four of eight devices, with a section and a source for touch."""
-    MEDIA["touch"], ENCODERS["touch"], sources.KINDS["touch_and_see"] = TouchHost(), Touch, TouchAndSee
+    MEDIA["touch"], ENCODERS["touch"], readers.KINDS["touch_and_see"] = TouchHost(), Touch, TouchAndSee
     config = tiny_run.get_config()
     config.model.text.vocab_size += 2  # <touch> and </touch>
     connector = dict(kind="perceiver", heads=2, layers=1, dropout=0.0)
@@ -105,7 +108,7 @@ def config(tmp_path_factory):
     config = from_json(to_json(config))
     validate(config)
     yield config
-    del MEDIA["touch"], ENCODERS["touch"], sources.KINDS["touch_and_see"]
+    del MEDIA["touch"], ENCODERS["touch"], readers.KINDS["touch_and_see"]
 
 
 @pytest.mark.slow

@@ -10,6 +10,8 @@ A modality is a module (or any object) with
     item(decoded, shape, draws=None, **augment)
                                  -> the array of a batch. Without draws as at inference; with float64[DRAWS], uniform in
                                  [0, 1), as in training: a pure function of its arguments.
+    stored(data, decoded, shape, **augment)
+                                 -> the bytes of a file that gives items of this shape as well and is read faster
     problems(augment)            -> messages on options of a source that cannot be, each "key is value; ..."
 """
 

@@ -149,6 +149,25 @@ def item(
     return np.clip(np.round(clip * 32768), -32768, 32767).astype(np.int16)
 
 
+def stored(data: bytes, audio: Audio, shape: tuple[int, ...], speed=(1.0, 1.0), **others) -> bytes:
+    """FLAC of 16 kHz and 16 bits with as much of a clip as `item` looks at; a file that is no longer is kept.
+
+    Args:
+      data: the file.
+      audio: decoded from it.
+      shape: (samples,).
+      speed: see `item`; the other options need nothing of their own.
+    """
+    samples = audio.samples[: int((shape[0] / RATE + 1) * audio.rate * speed[1]) + 1]
+    if audio.rate <= RATE and len(samples) == len(audio.samples):
+        return data
+    if audio.rate > RATE:
+        samples = _needed("soxr").resample(samples, audio.rate, RATE)
+    file = io.BytesIO()
+    _needed("soundfile").write(file, np.clip(samples, -1, 1), min(audio.rate, RATE), format="FLAC", subtype="PCM_16")
+    return file.getvalue()
+
+
 def problems(augment: Mapping) -> Iterator[str]:
     """What cannot be among the options of `item`."""
     speed = augment.get("speed", (1.0, 1.0))

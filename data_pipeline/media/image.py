@@ -7,6 +7,7 @@ Normalisation is the model's, on the device: bytes are what travels.
 
 import contextlib
 import io
+import math
 from collections.abc import Iterator, Mapping
 from functools import partial
 
@@ -27,6 +28,8 @@ AUGMENT = dict(crop_scale=(1.0, 1.0), rotate=0.0)
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "JPEG2000", "PPM")
 # A quarter of a GiB as RGB: where Pillow begins to warn of decompression bombs.
 MAX_PIXELS = 2**30 // 4 // 3
+# Of stored JPEGs.
+QUALITY = 95
 # Longer side to shorter, as Qwen2-VL's processor has it: 20,000 to 1 would be 4 million rows on the way to a crop.
 MAX_ASPECT = 200
 
@@ -153,6 +156,26 @@ def item(image: Image.Image, shape: tuple[int, ...], draws: np.ndarray | None = 
       augment: options of `augmented`.
     """
     return squash(image, shape[0]) if draws is None else augmented(image, shape[0], draws, **augment)
+
+
+def stored(data: bytes, image: Image.Image, shape: tuple[int, ...], crop_scale=(1.0, 1.0), rotate=0.0) -> bytes:
+    """A JPEG of the resolution that `augmented` wants: six times as fast to read as a photograph of 512 x 384.
+
+    The shorter side is as long as the smallest crop needs to be resized by 1 or less; a file that is no larger is kept.
+
+    Args:
+      data: the file.
+      image: decoded from it.
+      shape: (size, size, 3).
+      crop_scale, rotate: see `augmented`.
+    """
+    side, short = math.ceil(shape[0] / crop_scale[0] ** 0.5), min(image.size)
+    if short <= side:
+        return data
+    width, height = (side if length == short else int(side * length / short) for length in image.size)
+    file = io.BytesIO()
+    image.resize((width, height), Image.Resampling.BICUBIC).save(file, "JPEG", quality=QUALITY)
+    return file.getvalue()
 
 
 def problems(augment: Mapping) -> Iterator[str]:

@@ -16,6 +16,13 @@ from data_pipeline.documents import DataError, Document, RecordError
 SPLITS = ("train", "validation", "test")
 # Module and class, imported when the kind is used; another kind adds its own entry, a class or where it is.
 KINDS = {
+    "pydoc": "data_pipeline.builtin:Pydoc",
+    "digits": "data_pipeline.builtin:Captions",
+    "digit_documents": "data_pipeline.builtin:DigitDocuments",
+    "spoken_digits": "data_pipeline.spoken:SpokenDigits",
+    "spoken_documents": "data_pipeline.spoken:SpokenDocuments",
+    "folder": "data_pipeline.folder:FolderSource",
+    "tfds": "data_pipeline.tfds_source:TfdsSource",
     "jsonl": "data_pipeline.readers.jsonl:Jsonl",
 }
 
@@ -73,6 +80,29 @@ def make_reader(config: Any, split: str) -> Reader:
     if missing := [key for key, needed in known.items() if needed and key not in config]:
         raise DataError(f"a source of kind {config.kind} needs {', '.join(missing)}")
     return _class(config.kind)(split, **{key: config[key] for key in known if key in config})
+
+
+def fingerprint(config: Any, split: str, reader: Reader) -> str:
+    """Changes with the reader's files and with the keys that it was made of."""
+    own = {name: str(config[name]) for name in keys(config.kind) if name in config}
+    return digest(config.kind, split, sorted(own.items()), reader.fingerprint)
+
+
+class Listed:
+    """Base class of readers that have their documents by number: `len(self)` and `self[i]`, in one shard."""
+
+    size = 0
+
+    def shards(self) -> Sequence[str]:
+        return ("all",)
+
+    def read(self, shard: str) -> Iterator[Document | RecordError]:
+        """See `Reader.read`."""
+        for i in range(len(self)):
+            try:
+                yield self[i]
+            except RecordError as error:
+                yield error
 
 
 def _class(kind: str) -> type:

@@ -4,8 +4,8 @@ The digit tasks ask with the words of data_pipeline/builtin.py and spoken.py, wh
 An answer is right when its first word is the right one.
 """
 
-import contextlib
 import difflib
+import itertools
 import math
 import re
 from collections import Counter
@@ -16,8 +16,8 @@ import numpy as np
 
 from data_pipeline import builtin
 from data_pipeline import spoken as speech
-from data_pipeline.documents import Media, RecordError, Text
-from data_pipeline.sources import make_source
+from data_pipeline.documents import Document, Media, Text
+from data_pipeline.readers import make_reader
 from kosmos_jax.errors import UserError
 
 SEED = 2302  # of the pairs and examples that are sampled
@@ -152,11 +152,12 @@ def perplexity(generator, config, split: str, examples: int) -> Result:
 def _texts(sources, split, documents, tokenizer) -> list[list[int]]:
     """Token ids of the first documents of all sources, </s> at the end of each."""
     found = []
-    for source in (make_source(source, split) for source in sources):
-        for i in range(min(documents, len(source))):
-            # A record that cannot be read was counted and named when the source was indexed.
-            with contextlib.suppress(RecordError):
-                found.append([*tokenizer.encode_document(source[i].parts).tokens.tolist(), tokenizer.eos])
+    for reader in (make_reader(source, split) for source in sources):
+        documents_of = itertools.chain.from_iterable(map(reader.read, reader.shards()))
+        for document in itertools.islice(documents_of, documents):
+            # A record that cannot be read was counted and named when the source was prepared.
+            if isinstance(document, Document):
+                found.append([*tokenizer.encode_document(document.parts).tokens.tolist(), tokenizer.eos])
     return found
 
 

@@ -6,7 +6,7 @@ import jax
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from data_pipeline.mixture import batch_layout
+from data_pipeline.layout import batch_layout
 from kosmos_jax.parallel.flags import compiler_options
 from kosmos_jax.parallel.mesh import row_shards
 from kosmos_jax.training.feed import batch_shardings

@@ -7,6 +7,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from data_pipeline.documents import Document, Media, RecordError, Text
+from data_pipeline.readers import Listed, digest
 from kosmos_jax.modality import Modality
 
 
@@ -16,11 +17,12 @@ def demo_config(**changes) -> ConfigDict:
         {
             "seed": 0,
             "model": {"perception": {"image": {"tokens": 8, "shape": (32, 32, 3), "dtype": "uint8"}}},
-            "training": {"microbatches": 1},
+            "training": {"microbatches": 1, "steps": 100},
             "data": {
                 "seq_len": 256,
                 "batch_rows": 8,
                 "isolate_documents": True,
+                "bundle_rows": 4,
                 "max_skipped": 10,
                 "decode_threads": 2,
                 "prefetch": 1,
@@ -52,11 +54,14 @@ def parts(*given) -> tuple:
 
 
 @dataclasses.dataclass
-class ListSource:
+class ListSource(Listed):
     """Documents from a list; a str among them is a record that cannot be read, for that reason."""
 
     documents: list
-    fingerprint: str = "list"
+
+    @property
+    def fingerprint(self):
+        return digest(self.documents)
 
     def __len__(self):
         return len(self.documents)

@@ -4,7 +4,7 @@ from ml_collections import ConfigDict
 from data_pipeline import builtin
 from data_pipeline.builtin import Captions, DigitDocuments, Pydoc
 from data_pipeline.documents import Media, Text
-from data_pipeline.sources import SPLITS, keys, make_source
+from data_pipeline.readers import SPLITS, keys, make_reader
 
 
 def test_no_digit_is_in_two_splits_and_none_is_left_out():
@@ -84,9 +84,9 @@ def test_a_source_is_the_same_each_time_and_its_fingerprint_tells_splits_apart(k
 
 def test_an_unknown_kind_or_split_is_named():
     with pytest.raises(ValueError, match="'laion' is none of pydoc, digits, digit_documents, .*, tfds"):
-        make_source(ConfigDict({"kind": "laion"}), "train")
+        make_reader(ConfigDict({"kind": "laion"}), "train")
     with pytest.raises(ValueError, match="split 'dev'"):
-        make_source(ConfigDict({"kind": "pydoc"}), "dev")
+        make_reader(ConfigDict({"kind": "pydoc"}), "dev")
 
 
 def test_a_kind_says_its_keys_and_misses_those_it_needs():
@@ -94,4 +94,4 @@ def test_a_kind_says_its_keys_and_misses_those_it_needs():
     assert [key for key, needed in keys("tfds").items() if needed] == ["name", "splits"]
     assert keys("tfds")["interleaved"] is False
     with pytest.raises(ValueError, match="kind tfds needs name, splits"):
-        make_source(ConfigDict({"kind": "tfds", "template": "{text}"}), "train")
+        make_reader(ConfigDict({"kind": "tfds", "template": "{text}"}), "train")

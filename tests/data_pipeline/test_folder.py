@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 
 from data_pipeline import retries
 from data_pipeline.documents import DataError, Media, RecordError, Text
-from data_pipeline.sources import make_source
+from data_pipeline.readers import make_reader
 from data_pipeline.wav import wav
 
 WAV = wav(np.arange(9, dtype=np.int16), 8000)
@@ -22,7 +22,7 @@ def folder(tmp_path):
 def source(folder, table: str | bytes, name="train.csv", template="{file:audio}Transcript: {text}", **keys):
     (folder / name).write_bytes(table if isinstance(table, bytes) else table.encode())
     config = {"kind": "folder", "path": str(folder), "splits": {"train": name}, "template": template} | keys
-    return make_source(ConfigDict(config), "train")
+    return make_reader(ConfigDict(config), "train")
 
 
 def test_a_line_of_a_csv_is_a_document(folder):

@@ -1,11 +1,11 @@
 import collections
-import dataclasses
 
 import jax
 import numpy as np
 import pytest
 
-from data_pipeline.mixture import Mixture, row_counts, spread
+from data_pipeline.layout import row_counts, spread
+from data_pipeline.mixture import Mixture
 from data_pipeline.pipeline import batches
 from data_pipeline.tokenizer import Tokenizer
 from tests.data_pipeline.demo_data import demo_config, equal
@@ -59,34 +59,14 @@ def test_any_number_of_processes_sees_the_same_global_batch(tokenizer, cache, pr
     assert equal(complete, jax.tree.map(lambda *each: np.concatenate(each, axis=1), *parts))
 
 
-class Listed:
-    """A source that notes the documents it is asked for."""
-
-    def __init__(self, source, asked):
-        self._source, self._asked = source, asked
-
-    def __getitem__(self, i):
-        self._asked.append(i)
-        return self._source[i]
-
-
-def test_a_step_reads_a_document_for_each_of_its_segments_and_no_more_however_far_away_it_is(tokenizer, cache):
-    mixture, asked = Mixture(demo_config(), tokenizer, "train", cache), []
-    mixture._members = [dataclasses.replace(m, source=Listed(m.source, asked)) for m in mixture._members]
-    for step in 0, 10**9:
-        asked.clear()
-        arrays, _ = mixture.batch(step)
-        assert len(asked) == arrays["segment_ids"].max(axis=-1).sum()
-
-
 def test_an_epoch_is_every_row_of_the_plan_once(tokenizer, cache):
     config = demo_config(data__batch_rows=4)
     mixture = Mixture(config, tokenizer, "validation", cache)
     text = mixture.names.index("text")
-    rows = len(mixture._members[text].plan)
+    rows = int(mixture.members[text].plan.bundles.sum())
     seen = [collections.Counter(), collections.Counter()]
     for step in range(2 * rows):
-        tokens = mixture.batch(step)[0]["tokens"][0, mixture.row_source == text]
+        tokens = mixture.batch(step)[0]["tokens"][0, mixture.layout.row_source(0) == text]
         seen[step // rows][tokens.tobytes()] += 1
     assert seen[0] == seen[1]
     assert set(seen[0].values()) == {1}
@@ -96,8 +76,10 @@ def test_an_epoch_is_every_row_of_the_plan_once(tokenizer, cache):
 def test_epochs_have_different_orders(tokenizer, cache):
     mixture = Mixture(demo_config(data__batch_rows=4), tokenizer, "validation", cache)
     text = mixture.names.index("text")
-    rows = len(mixture._members[text].plan)
-    first = [mixture.batch(step)[0]["tokens"][0, mixture.row_source == text].tobytes() for step in range(2 * rows)]
+    rows = int(mixture.members[text].plan.bundles.sum())
+    first = [
+        mixture.batch(step)[0]["tokens"][0, mixture.layout.row_source(0) == text].tobytes() for step in range(2 * rows)
+    ]
     assert first[:rows] != first[rows:]
 
 

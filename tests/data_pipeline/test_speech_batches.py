@@ -28,7 +28,7 @@ def tokenizer(cache):
 
 def test_spoken_and_handwritten_digits_come_in_one_batch(tokenizer, tmp_path):
     pytest.importorskip("espeakng_loader")
-    batch, _ = Mixture(listening(kind="spoken_documents"), tokenizer, "test", tmp_path).batch(0)
+    batch, _ = Mixture(listening(kind="spoken_documents"), tokenizer, "test", tmp_path).batch(1)
     media = batch["media"]
     assert media["audio"].shape == (1, 16, 16000) and media["audio"].dtype == np.int16
     assert media["image"].shape == (1, 16, 32, 32, 3)

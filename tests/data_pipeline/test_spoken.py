@@ -8,7 +8,7 @@ import pytest
 
 from data_pipeline import builtin, espeak, spoken
 from data_pipeline.documents import DataError, Media, Text
-from data_pipeline.sources import SPLITS
+from data_pipeline.readers import SPLITS
 from data_pipeline.wav import wav
 
 

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from data_pipeline import tfds_features
 from data_pipeline.documents import Media, RecordError, Text
-from data_pipeline.sources import make_source
+from data_pipeline.readers import make_reader
 from data_pipeline.wav import wav
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -62,7 +62,7 @@ def data_dir(tmp_path_factory):
 
 def sounds(data_dir, **keys):
     config = {"kind": "tfds", "name": "tiny_sounds", "data_dir": data_dir, "splits": {"train": "train"}} | keys
-    return make_source(ConfigDict(config), "train")
+    return make_reader(ConfigDict(config), "train")
 
 
 def read(file: bytes) -> tuple[int, int, np.ndarray]:

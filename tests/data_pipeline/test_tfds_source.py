@@ -10,7 +10,7 @@ from PIL import Image
 
 from data_pipeline import retries
 from data_pipeline.documents import Media, RecordError, Text
-from data_pipeline.sources import make_source
+from data_pipeline.readers import make_reader
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 tfds = pytest.importorskip("tensorflow_datasets")
@@ -81,7 +81,7 @@ def pets(data_dir, **changes):
         }
         | changes
     )
-    return lambda split: make_source(config, split)
+    return lambda split: make_reader(config, split)
 
 
 def test_a_template_puts_features_in_by_their_kind(data_dir):

@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from data_pipeline.mixture import batch_layout
+from data_pipeline.layout import batch_layout
 from kosmos_jax.config import load_config
 from kosmos_jax.errors import UserError
 from kosmos_jax.parallel.mesh import axis_sizes

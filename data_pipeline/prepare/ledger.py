@@ -1,0 +1,157 @@
+"""The one file that says what has been prepared: a run of thousands of shards reads it and nothing else to begin."""
+
+import collections
+import dataclasses
+import functools
+import json
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_pipeline.documents import DataError
+from data_pipeline.files import file_system, is_local, opened
+from data_pipeline.packing import Documents
+from data_pipeline.shards import ARRAYS, DOCUMENTS, MEDIA, Shard
+
+LEDGER = "ledger.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Ledger:
+    """A prepared split of a source.
+
+    Attributes:
+      folder: of the shards.
+      key: of the job, changes with what was prepared.
+      tokenizer: its fingerprint.
+      modalities: name and vectors of each, in order.
+      names, documents, tokens: of each shard.
+      items: of each shard, by modality.
+      skipped: records that could not be used, by kind.
+      examples: messages on some of them, by kind.
+    """
+
+    folder: str
+    key: str
+    tokenizer: str
+    modalities: list[list]
+    names: list[str]
+    documents: list[int]
+    tokens: list[int]
+    items: list[dict[str, int]]
+    skipped: dict[str, int]
+    examples: dict[str, list[str]]
+
+    @functools.cached_property
+    def blocks(self) -> np.ndarray:
+        """int64[blocks + 1]: block b is the shards blocks[b]:blocks[b + 1], of up to `DOCUMENTS` documents together."""
+        first, held = [0], 0
+        for n, documents in enumerate(self.documents):
+            if held and held + documents > DOCUMENTS:
+                first.append(n)
+                held = 0
+            held += documents
+        return np.array([*first, len(self.documents)] if self.documents else [0], np.int64)
+
+    def shards(self, block: int, cache: Path) -> list[Shard]:
+        """The shards of a block; those in a bucket are copied to `cache` first."""
+        names = self.names[self.blocks[block] : self.blocks[block + 1]]
+        return [open_shard(self.folder, name, str(cache)) for name in names]
+
+
+@functools.lru_cache(maxsize=512)
+def open_shard(folder: str, name: str, cache: str) -> Shard:
+    """A shard of a folder, memory-mapped; of one in a bucket, its copy in `cache`."""
+    if is_local(folder):
+        return Shard(Path(folder) / name)
+    system, path = file_system(folder)
+    copies = Path(cache) / "shards" / path.replace("/", "_")
+    copies.mkdir(parents=True, exist_ok=True)
+    for suffix in MEDIA, ARRAYS:
+        copy = copies / f"{name}{suffix}"
+        if copy.exists() or (suffix == MEDIA and not system.exists(f"{path}/{name}{suffix}")):
+            continue
+        with tempfile.TemporaryDirectory(prefix=".copying-", dir=copies) as temporary:
+            system.get_file(f"{path}/{name}{suffix}", f"{temporary}/{copy.name}")
+            Path(temporary, copy.name).replace(copy)
+    return Shard(copies / name)
+
+
+def joined(parts: Sequence[Documents]) -> Documents:
+    """The documents of several shards as those of one."""
+    if len(parts) == 1:
+        return parts[0]
+    shifts = np.cumsum([0, *(len(part.cuts) for part in parts)])
+    first_cut = [part.first_cut[:-1] + shift for part, shift in zip(parts, shifts[:-1], strict=True)]
+    return Documents(
+        np.concatenate([part.lengths for part in parts]),
+        np.concatenate([part.cuts for part in parts]),
+        np.concatenate([*first_cut, shifts[-1:]]),
+        np.concatenate([part.items for part in parts]),
+    )
+
+
+def write_ledger(folder: str, key: str, tokenizer, reports: Sequence[dict[str, Any]]) -> Ledger:
+    """Writes the ledger from the reports of all shards of the reader, in order; see `job.Worker.do`."""
+    shards = [shard for report in reports for shard in report["shards"]]
+    skipped, examples = collections.Counter(), {}
+    for report in reports:
+        skipped.update(report["skipped"])
+        for kind, messages in report["examples"].items():
+            examples[kind] = [*examples.get(kind, []), *messages][:20]
+    ledger = Ledger(
+        folder,
+        key,
+        tokenizer.fingerprint,
+        [[modality.name, modality.tokens] for modality in tokenizer.modalities],
+        *([shard[name] for shard in shards] for name in ("name", "documents", "tokens", "items")),
+        dict(skipped),
+        examples,
+    )
+    content = dataclasses.asdict(ledger)
+    del content["folder"]  # it may be moved
+    write_text(folder, LEDGER, json.dumps(content))
+    if is_local(folder):
+        for left_over in Path(folder).glob(".writing-*"):  # of processes that were killed
+            shutil.rmtree(left_over, ignore_errors=True)
+    return ledger
+
+
+def read_ledger(folder: str) -> Ledger | None:
+    """The ledger of a folder; None if there is none.
+
+    Raises:
+      DataError: it is none.
+    """
+    address = f"{folder.rstrip('/')}/{LEDGER}"
+    try:
+        with opened(address) as file:
+            return Ledger(folder, **json.loads(file.read()))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{address} is damaged ({error}); remove it, and prepare again: what is done stays") from error
+
+
+def write_text(folder: str, name: str, text: str):
+    """A small file, complete or not there."""
+    if is_local(folder):
+        with tempfile.NamedTemporaryFile("w", dir=folder, prefix=".writing-", delete=False) as file:
+            file.write(text)
+        Path(file.name).chmod(0o644)
+        Path(file.name).replace(Path(folder) / name)
+    else:
+        system, path = file_system(folder)
+        system.pipe_file(f"{path}/{name}", text.encode())
+
+
+def read_text(folder: str, name: str) -> str | None:
+    try:
+        with opened(f"{folder}/{name}") as file:
+            return file.read().decode()
+    except FileNotFoundError:
+        return None

@@ -1,0 +1,140 @@
+"""All shards of a reader that are not prepared yet: by a pool of processes, or one part of several."""
+
+import json
+import os
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.documents import DataError
+from data_pipeline.files import file_system, is_local
+from data_pipeline.prepare.job import Job, Worker, report_name
+from data_pipeline.prepare.ledger import Ledger, read_ledger, read_text, write_ledger, write_text
+from data_pipeline.tokenizer import Tokenizer
+
+JOB = "job.json"
+
+
+def prepare(job: Job, processes: int = 1, part: tuple[int, int] = (0, 1)) -> Ledger | None:
+    """Prepares what is missing, and writes the ledger once nothing is.
+
+    Args:
+      job: what and where to.
+      processes: how many work at the same time; 1 is this one.
+      part: (i, n): only every n-th shard, from the i-th on, as a job of n machines does it; whoever finds at its end
+        that nothing is missing writes the ledger.
+
+    Returns:
+      The ledger; None where other parts are still missing.
+
+    Raises:
+      DataError: the folder holds something else, or too many records cannot be read.
+    """
+    if is_local(job.folder):
+        Path(job.folder).mkdir(parents=True, exist_ok=True)
+    worker = Worker(job)
+    if found := claimed(job, worker.key):
+        return found
+    done = existing_reports(job.folder)
+    missing = [n for n in range(part[0], len(worker.shards), part[1]) if report_name(n) not in done]
+    if len(missing) < 2 or processes == 1:
+        _one_by_one(worker, missing, job.name)
+    else:
+        _pool(job, missing, min(processes, len(missing)))
+    done = existing_reports(job.folder)
+    if left := [n for n in range(len(worker.shards)) if report_name(n) not in done]:
+        if part == (0, 1):
+            raise DataError(f"{job.folder}: the reports of {len(left)} shards are missing, of {left[0]} first")
+        return None
+    return finish(job, worker.key, len(worker.shards))
+
+
+def claimed(job: Job, key: str) -> Ledger | None:
+    """The ledger of a folder in which everything is prepared; marks another one as this job's.
+
+    Raises:
+      DataError: it is another job's.
+    """
+    text = read_text(job.folder, JOB)
+    if text is not None and (known := json.loads(text))["key"] != key:
+        raise DataError(
+            f"{job.folder} was prepared from other files, with another tokenizer, or otherwise ({known['source']}); "
+            "remove it, or name another folder"
+        )
+    if text is None:
+        source = {k: str(v) for k, v in job.source.items()}
+        write_text(job.folder, JOB, json.dumps(dict(key=key, source=source, split=job.split)))
+    return read_ledger(job.folder)
+
+
+def existing_reports(folder: str) -> set[str]:
+    if is_local(folder):
+        return {name for name in os.listdir(folder) if name.endswith(".json")}
+    system, path = file_system(folder)
+    return {name.rsplit("/", 1)[-1] for name in system.ls(path, detail=False, refresh=True)}
+
+
+def finish(job: Job, key: str, shards: int) -> Ledger:
+    """Writes the ledger of a folder where every shard has its report."""
+    reports = [json.loads(read_text(job.folder, report_name(n))) for n in range(shards)]
+    _check_budget(job, reports)
+    return write_ledger(job.folder, key, Tokenizer(*job.tokenizer), reports)
+
+
+def _check_budget(job: Job, reports: list[dict[str, Any]]):
+    skipped, last = {}, ""
+    for report in reports:
+        for kind, n in report["skipped"].items():
+            skipped[kind] = skipped.get(kind, 0) + n
+            last = report["examples"][kind][-1]
+    job.check_budget(skipped, last)
+
+
+def _bar(name: str, **options):
+    from tqdm import tqdm
+
+    return tqdm(desc=f"preparing {name}", delay=2, disable=None, dynamic_ncols=True, **options)
+
+
+def _one_by_one(worker: Worker, missing: list[int], name: str):
+    with _bar(name, unit=" documents") as bar:
+        for n in missing:
+            worker.do(n, bar.update)
+
+
+_worker: Worker | None = None
+
+
+def _start(job: Job):
+    global _worker
+    _worker = Worker(job)
+
+
+def _do(n: int) -> dict[str, Any]:
+    return _worker.do(n)
+
+
+def _pool(job: Job, missing: list[int], processes: int):
+    # Not forked: JAX and TensorFlow have threads.
+    with (
+        ProcessPoolExecutor(processes, get_context("spawn"), _start, (job,)) as pool,
+        _bar(job.name, unit=" shards", total=len(missing)) as bar,
+    ):
+        reports = []
+        try:
+            for report in _done(pool, missing):
+                reports.append(report)
+                documents = sum(report["read"] for report in reports)
+                bar.set_postfix(documents=f"{documents:,}", refresh=False)
+                bar.update()
+                _check_budget(job, reports)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _done(pool: ProcessPoolExecutor, missing: list[int]) -> Iterator[dict[str, Any]]:
+    for future in as_completed([pool.submit(_do, n) for n in missing]):
+        yield future.result()
