@@ -17,6 +17,12 @@ SPLITS = ("train", "validation", "test")
 # Module and class, imported when the kind is used; another kind adds its own entry, a class or where it is.
 KINDS = {
     "jsonl": "data_pipeline.readers.jsonl:Jsonl",
+    "tar": "data_pipeline.readers.tar:Tar",
+    "pairs": "data_pipeline.readers.pairs:Pairs",
+    "table": "data_pipeline.readers.table:Table",
+    "coco": "data_pipeline.readers.coco:Coco",
+    "labels": "data_pipeline.readers.labels:Labels",
+    "text": "data_pipeline.readers.text:PlainText",
 }
 
 
