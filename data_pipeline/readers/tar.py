@@ -15,6 +15,7 @@ from data_pipeline.readers.samples import SampleReader
 from data_pipeline.retries import retried
 
 BLOCK = 512
+PLAIN = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
 LONG_NAMES = (tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE)
 MAX_NAME = 1 << 20
 
@@ -86,7 +87,7 @@ def scan(file: BinaryIO) -> Iterator[tuple[str, int, int]]:
             data = os.pread(file.fileno(), size, at)
             extra |= _pax(data) if member.type != tarfile.GNUTYPE_LONGNAME else {"path": _name(data.rstrip(b"\0"))}
         else:
-            if member.isreg() and not member.issparse() and not any(key.startswith("GNU.sparse") for key in extra):
+            if member.type in PLAIN and not any(key.startswith("GNU.sparse") for key in extra):
                 yield extra.get("path", member.name), at, size
             extra = {}
         at += -(-size // BLOCK) * BLOCK

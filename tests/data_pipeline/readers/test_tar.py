@@ -4,18 +4,25 @@ import gzip
 import io
 import json
 import random
+import shutil
+import subprocess
 import tarfile
+from pathlib import Path
 
+import fsspec
 import pytest
 from backports import zstd
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.documents import DataError, Document, FileError, Media, RecordError, Text
+from data_pipeline.files import opened
+from data_pipeline.media import host
 from data_pipeline.readers import tar as tar_module
 from data_pipeline.readers.tar import Tar, scan
 from tests.data_pipeline.readers.fuzz import survives
 
+DIGITS = Path(__file__).parents[3] / "../shared/data/spoken_digits/recordings.tar"
 FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
 
 
@@ -155,6 +162,25 @@ def test_links_and_folders_are_no_members(tmp_path):
     assert [d.where for d in read(file)] == [f"{file}:a"]
 
 
+@pytest.mark.skipif(not shutil.which("tar"), reason="needs GNU tar")
+@pytest.mark.parametrize("form", ["gnu", "posix"])
+def test_a_file_stored_without_its_holes_is_no_member(tmp_path, form):
+    with open(tmp_path / "a.jpg", "wb") as file:
+        file.seek(1 << 20)
+        file.write(b"end")
+    (tmp_path / "a.txt").write_bytes(b"T")
+    subprocess.run(["tar", f"--format={form}", "-Scf", "a.tar", "a.jpg", "a.txt"], cwd=tmp_path, check=True)
+    (error,) = read(tmp_path / "a.tar")
+    assert error.why == "has no image, only txt"
+
+
+@pytest.mark.skipif(not DIGITS.exists(), reason="needs the recordings of spoken digits")
+def test_two_thousand_real_recordings_are_read_and_decoded():
+    found = read(DIGITS, template="{audio:audio}")
+    assert len(found) == 2000
+    assert all(len(host("audio").decode(d.parts[0].data, d.where)) for d in found[::50])
+
+
 @pytest.mark.parametrize("packed", [bytes, gzip.compress])
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.99])
 def test_of_a_tar_that_was_cut_off_what_stands_before_is_read(tmp_path, share, packed):
@@ -200,6 +226,21 @@ def test_what_is_compressed_leaves_no_file_behind(tmp_path, monkeypatch):
     next(documents)
     documents.close()
     assert not list((tmp_path / "tmp").iterdir())
+
+
+@pytest.mark.parametrize("suffix, packed", [("", bytes), (".gz", gzip.compress)])
+def test_a_tar_in_a_bucket_is_read_by_its_address(suffix, packed):
+    address = f"memory://tars/00000.tar{suffix}"
+    with fsspec.open(address, "wb") as file:
+        file.write(packed(tar(pairs(3))))
+    found = read(address)
+    assert [d.parts[1].text for d in found] == [f"Caption {i}" for i in range(3)]
+    for document in found:
+        if suffix:
+            assert document.parts[0].place is None
+        else:
+            path, offset, size = document.parts[0].place
+            assert opened(path).read()[offset : offset + size] == document.parts[0].data
 
 
 def test_a_modality_that_there_is_not_is_named(tmp_path):
