@@ -50,8 +50,8 @@ class SampleReader(RecordReader):
         for name, read in members:
             key, suffix = self._parted(name)
             if key and suffix:
-                members = samples.setdefault(key, {})
-                members[suffix] = None if suffix in members else read
+                sample = samples.setdefault(key, {})
+                sample[suffix] = None if suffix in sample else read
         for key, members in samples.items():
             try:
                 yield key, self._record(members)

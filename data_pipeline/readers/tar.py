@@ -15,9 +15,12 @@ from data_pipeline.readers.samples import SampleReader
 from data_pipeline.retries import retried
 
 BLOCK = 512
+# Types of members: files, what has no data whatever its size, and headers that say more of the next member.
 PLAIN = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
-LONG_NAMES = (tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE)
-MAX_NAME = 1 << 20
+EMPTY = (tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE)
+PAX = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE)
+HEADERS = (*PAX, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
+MAX_HEADER = 1 << 20
 
 
 class Tar(SampleReader):
@@ -77,15 +80,16 @@ def scan(file: BinaryIO) -> Iterator[tuple[str, int, int]]:
         except tarfile.HeaderError as error:
             raise ValueError(f"no header of a tar at byte {at}: {error}") from error
         at += BLOCK
-        long = member.type in LONG_NAMES
-        size = int(extra.get("size", member.size)) if not long else member.size
-        if not (member.isreg() or long or member.type not in tarfile.SUPPORTED_TYPES):
-            size = 0
-        if not 0 <= size <= (min(end - at, MAX_NAME) if long else end - at):
+        is_header = member.type in HEADERS
+        size = 0 if member.type in EMPTY else member.size if is_header else int(extra.get("size", member.size))
+        if not 0 <= size <= (min(end - at, MAX_HEADER) if is_header else end - at):
             raise ValueError(f"{member.name} at byte {at} has {size} bytes, and the file ends at {end}")
-        if long:
+        if is_header:
             data = os.pread(file.fileno(), size, at)
-            extra |= _pax(data) if member.type != tarfile.GNUTYPE_LONGNAME else {"path": _name(data.rstrip(b"\0"))}
+            if member.type in PAX:
+                extra |= _pax(data)
+            elif member.type == tarfile.GNUTYPE_LONGNAME:
+                extra["path"] = _name(data.rstrip(b"\0"))
         else:
             if member.type in PLAIN and not any(key.startswith("GNU.sparse") for key in extra):
                 yield extra.get("path", member.name), at, size
@@ -95,14 +99,14 @@ def scan(file: BinaryIO) -> Iterator[tuple[str, int, int]]:
 
 def _pax(data: bytes) -> dict[str, str]:
     """Lines "30 path=a very long name.jpg\\n", each with its own length first."""
-    found = {}
-    while data.strip(b"\0"):
-        digits, _, rest = data.partition(b" ")
-        length = int(digits)
-        key, equals, value = rest[: length - len(digits) - 2].partition(b"=")
-        if length <= len(digits) or not equals:
+    at, found = 0, {}
+    while data[at : at + 1].strip(b"\0"):
+        space = data.index(b" ", at)
+        end = at + int(data[at:space])
+        key, equals, value = data[space + 1 : end - 1].partition(b"=")
+        if end <= space or not equals:
             raise ValueError("a header with a long name is damaged")
-        found[_name(key)], data = _name(value), data[length:]
+        found[_name(key)], at = _name(value), end
     return found
 
 

@@ -144,6 +144,21 @@ def test_a_bad_sample_costs_itself_and_is_named(tmp_path, members, why):
         raise bad
 
 
+@pytest.mark.parametrize("form", FORMATS)
+def test_headers_of_what_is_passed_over_are_passed_over(tmp_path, form):
+    file = tmp_path / "a.tar"
+    long = "" if form == "ustar" else "x" * 200
+    with tarfile.open(file, "w", format=FORMATS[form], pax_headers={"comment": "of all"}) as archive:
+        for name in (f"{long}l.jpg", f"{long}a.jpg", f"{long}a.txt"):
+            info = tarfile.TarInfo(name)
+            if "l.jpg" in name:
+                info.type, info.linkname = tarfile.SYMTYPE, long * 2 or "k"
+            else:
+                info.size = 2
+            archive.addfile(info, io.BytesIO(b"ab"))
+    assert [d.parts[1].text for d in read(file)] == ["ab"]
+
+
 def test_a_duplicate_is_named_though_other_names_are_passed_over(tmp_path):
     members = [*pairs(2), ("000000001.txt", b"again"), ("README", b""), ("._000000000.jpg", b""), (".x", b"")]
     first, second = read(written(tmp_path, members))
