@@ -1,9 +1,13 @@
 """Plain text by the file, the block and the line."""
 
+import bz2
 import gzip
+import lzma
+import random
 import tracemalloc
 
 import pytest
+from backports import zstd
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -89,3 +93,15 @@ def test_fuzz(tmp_path, unit):
     file.write_bytes((POEM * 5).encode())
     reader = PlainText("train", dict(train=str(file)), unit=unit)
     print(unit, survives(lambda: reader.read(str(file)), file))
+
+
+@pytest.mark.parametrize(
+    "suffix, packed",
+    [(".gz", gzip.compress), (".bz2", bz2.compress), (".xz", lzma.compress), (".zst", zstd.compress)],
+)
+@pytest.mark.parametrize("unit", ["file", "line"])
+def test_fuzz_compressed(tmp_path, suffix, packed, unit):
+    file = tmp_path / f"a.txt{suffix}"
+    file.write_bytes(packed(random.Random(0).randbytes(1500).hex(" ", 20).replace(" ", "\n").encode()))
+    reader = PlainText("train", dict(train=str(file)), unit=unit)
+    print(suffix, unit, survives(lambda: reader.read(str(file)), file))
