@@ -95,13 +95,31 @@ def _decompressor(address: str) -> Callable[[BinaryIO], BinaryIO]:
     if address.endswith(".xz"):
         return lzma.LZMAFile
     if address.endswith(".bz2"):
-        return bz2.BZ2File
+        return _Bz2File
     if address.endswith(".zst"):
         from backports import zstd
 
         # The windows of "zstd --long=31" have to be allowed; dumps of Reddit have them.
         return partial(zstd.ZstdFile, options={zstd.DecompressionParameter.window_log_max: 31})
     return lambda file: file
+
+
+class _Bz2File(bz2.BZ2File):
+    """Damage is a ValueError; bz2 has an OSError without a number for it, which would be taken for the disk's."""
+
+    def read(self, size=-1):
+        return self._undamaged(super().read, size)
+
+    def readinto(self, buffer):
+        return self._undamaged(super().readinto, buffer)
+
+    def _undamaged(self, read, argument):
+        try:
+            return read(argument)
+        except OSError as error:
+            if error.errno is not None:
+                raise
+            raise ValueError(str(error)) from error
 
 
 def stem(address: str) -> str:

@@ -24,6 +24,12 @@ KINDS = {
     "folder": "data_pipeline.folder:FolderSource",
     "tfds": "data_pipeline.tfds_source:TfdsSource",
     "jsonl": "data_pipeline.readers.jsonl:Jsonl",
+    "tar": "data_pipeline.readers.tar:Tar",
+    "pairs": "data_pipeline.readers.pairs:Pairs",
+    "table": "data_pipeline.readers.table:Table",
+    "coco": "data_pipeline.readers.coco:Coco",
+    "labels": "data_pipeline.readers.labels:Labels",
+    "text": "data_pipeline.readers.text:PlainText",
 }
 
 
