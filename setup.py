@@ -76,6 +76,7 @@ setup(
         "serve": SERVE,
         # Readers of corpora and filters, see docs/data.md; and buckets that hold them.
         "data": DATA,
+        "beam": ["apache-beam>=2.77,<3"],
         "gs": GS,
         "s3": S3,
         "launch": ["pyyaml>=6"],

@@ -85,7 +85,8 @@ class ShardWriter:
         columns = np.array(self._items, np.int64).reshape(-1, 5).T
         dtypes = dict(starts=np.int32, kinds=np.uint8, files=np.int32, offsets=np.int64, sizes=np.int64)
         arrays |= {key: col.astype(dtype) for (key, dtype), col in zip(dtypes.items(), columns, strict=True)}
-        metadata = dict(modalities=json.dumps(self._kinds), files=json.dumps(list(self._files)))
+        # One key: safetensors writes several in any order, and the same shard shall be the same bytes.
+        metadata = dict(shard=json.dumps(dict(modalities=self._kinds, files=list(self._files))))
         save_file(arrays, self._path.with_name(self._path.name + ARRAYS), metadata)
         items = {kind: int((arrays["kinds"] == k).sum()) for k, kind in enumerate(self._kinds)}
         return dict(documents=self.documents, tokens=self.tokens, items=items)
@@ -121,8 +122,8 @@ class Shard:
         # The format of safetensors: the length of a header of JSON, the header, the arrays one after another.
         size = int(data[:8].view("<u8")[0])
         header = json.loads(data[8 : 8 + size].tobytes())
-        metadata = header.pop("__metadata__")
-        self.modalities, self._files = json.loads(metadata["modalities"]), json.loads(metadata["files"])
+        metadata = json.loads(header.pop("__metadata__")["shard"])
+        self.modalities, self._files = metadata["modalities"], metadata["files"]
         for name, spec in header.items():
             begin, end = spec["data_offsets"]
             if 8 + size + end > len(data):

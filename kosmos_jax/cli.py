@@ -268,6 +268,19 @@ def _launch_arguments(parser):
     add_arguments(parser)
 
 
+def _data(args) -> int:
+    from data_pipeline.command import data
+    from kosmos_jax.config import load_config
+
+    return data(load_config(args.config, args.overrides), args)
+
+
+def _data_arguments(parser):
+    from data_pipeline.command import add_arguments
+
+    add_arguments(parser)
+
+
 class Verb(NamedTuple):
     summary: str
     add_arguments: Callable[[argparse.ArgumentParser], None]
@@ -277,6 +290,7 @@ class Verb(NamedTuple):
 
 VERBS = {
     "train": Verb("train a model, or resume a run that was stopped", _train_arguments, _train, has_config=True),
+    "data": Verb("prepare corpora for training, and see what is in them", _data_arguments, _data, has_config=True),
     "report": Verb("print where the time of a run went", _report_arguments, _report),
     "generate": Verb("continue prompts of text and media", _generate_arguments, _generate, has_config=True),
     "serve": Verb("answer prompts over HTTP, as OpenAI's API does", _serve_arguments, _serve, has_config=True),

@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -32,31 +33,25 @@ def prepare(job: Job, processes: int = 1, part: tuple[int, int] = (0, 1)) -> Led
     Raises:
       DataError: the folder holds something else, or too many records cannot be read.
     """
-    if is_local(job.folder):
-        Path(job.folder).mkdir(parents=True, exist_ok=True)
     worker = Worker(job)
-    if found := claimed(job, worker.key):
+    if found := begin(job, worker.key):
         return found
-    done = existing_reports(job.folder)
-    missing = [n for n in range(part[0], len(worker.shards), part[1]) if report_name(n) not in done]
+    missing = [n for n in missing_shards(job.folder, len(worker.shards)) if n % part[1] == part[0]]
     if len(missing) < 2 or processes == 1:
         _one_by_one(worker, missing, job.name)
     else:
         _pool(job, missing, min(processes, len(missing)))
-    done = existing_reports(job.folder)
-    if left := [n for n in range(len(worker.shards)) if report_name(n) not in done]:
-        if part == (0, 1):
-            raise DataError(f"{job.folder}: the reports of {len(left)} shards are missing, of {left[0]} first")
-        return None
-    return finish(job, worker.key, len(worker.shards))
+    return None if missing_shards(job.folder, len(worker.shards)) else finish(job, worker.key, len(worker.shards))
 
 
-def claimed(job: Job, key: str) -> Ledger | None:
-    """The ledger of a folder in which everything is prepared; marks another one as this job's.
+def begin(job: Job, key: str) -> Ledger | None:
+    """The ledger of a folder in which everything is prepared; marks another one, made if need be, as this job's.
 
     Raises:
       DataError: it is another job's.
     """
+    if is_local(job.folder):
+        Path(job.folder).mkdir(parents=True, exist_ok=True)
     text = read_text(job.folder, JOB)
     if text is not None and (known := json.loads(text))["key"] != key:
         raise DataError(
@@ -69,11 +64,15 @@ def claimed(job: Job, key: str) -> Ledger | None:
     return read_ledger(job.folder)
 
 
-def existing_reports(folder: str) -> set[str]:
+def missing_shards(folder: str, shards: int) -> list[int]:
+    """The shards of a reader that have no report in a folder."""
     if is_local(folder):
-        return {name for name in os.listdir(folder) if name.endswith(".json")}
-    system, path = file_system(folder)
-    return {name.rsplit("/", 1)[-1] for name in system.ls(path, detail=False, refresh=True)}
+        names = os.listdir(folder)
+    else:
+        system, path = file_system(folder)
+        names = [name.rsplit("/", 1)[-1] for name in system.ls(path, detail=False, refresh=True)]
+    done = set(names)
+    return [n for n in range(shards) if report_name(n) not in done]
 
 
 def finish(job: Job, key: str, shards: int) -> Ledger:
@@ -130,9 +129,13 @@ def _pool(job: Job, missing: list[int], processes: int):
                 bar.set_postfix(documents=f"{documents:,}", refresh=False)
                 bar.update()
                 _check_budget(job, reports)
-        except BaseException:
+        except BrokenProcessPool as error:
+            raise DataError(
+                f"a process that prepared {job.name} died, usually for want of memory; the same command continues, "
+                "with fewer --processes if need be"
+            ) from error
+        finally:
             pool.shutdown(wait=False, cancel_futures=True)
-            raise
 
 
 def _done(pool: ProcessPoolExecutor, missing: list[int]) -> Iterator[dict[str, Any]]:

@@ -21,7 +21,6 @@ KINDS = {
     "digit_documents": "data_pipeline.builtin:DigitDocuments",
     "spoken_digits": "data_pipeline.spoken:SpokenDigits",
     "spoken_documents": "data_pipeline.spoken:SpokenDocuments",
-    "folder": "data_pipeline.folder:FolderSource",
     "tfds": "data_pipeline.tfds_source:TfdsSource",
     "jsonl": "data_pipeline.readers.jsonl:Jsonl",
     "tar": "data_pipeline.readers.tar:Tar",
