@@ -17,7 +17,7 @@ from data_pipeline.template import Template, unknown
 # Errors that a second attempt would meet again.
 MISSING = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 
-PERCENT = re.compile(r"\[(\d*)%?:(\d*)%?\]$")
+PERCENT = re.compile(r"\[([\d.]*)%?:([\d.]*)%?\]$")
 
 
 class FileReader:

@@ -145,6 +145,8 @@ class Run:
         training = self.config.training
         host = self.meter.since_restart()
         numbers = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        # Small corpora of text are not in every step.
+        numbers = {k: v for k, v in numbers.items() if not (k.startswith("loss/") and math.isnan(v))}
         numbers |= self.meter.rates(stats, self.waited)
         self.spread.add(step, numbers["step_seconds"], host, self.waited)
         loss = numbers["loss"] if math.isfinite(numbers["loss"]) else None  # JSON has no NaN
