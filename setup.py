@@ -50,6 +50,7 @@ setup(
         "orjson>=3.10,<4",
         "backports.zstd>=1,<2; python_version < '3.14'",
         "safetensors>=0.5",
+        "google-crc32c>=1.5,<2",  # of TFRecord files
         "numpy>=2,<3",
         "pillow>=11.3",
         "tqdm>=4.66,<5",

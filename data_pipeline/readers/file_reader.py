@@ -114,6 +114,11 @@ class RecordReader(FileReader):
                 return self.media(path, field, kind, found)
             if isinstance(found, int | float) and not isinstance(found, bool):
                 return str(found)
+            if isinstance(found, bytes):
+                try:
+                    return found.decode()
+                except UnicodeDecodeError as error:
+                    raise RecordError("", f"its {field} is no UTF-8: {error}") from error
             if not isinstance(found, str):
                 raise RecordError("", f"its {field} is {_shown(found)}, no text")
             return found
