@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from etils import epath
+from etils.epath import gpath
 
 from kosmos_jax.errors import UserError
 
@@ -36,9 +37,11 @@ def as_path(path, flag: str = ""):
             f"{said}: of addresses {GS} alone is understood here; mount other buckets as folders, those of S3 by "
             "Mountpoint for Amazon S3 or s3fs-fuse"
         )
-    if not str(path).removeprefix(GS).strip("/"):
+    if str(path).removeprefix(GS)[:1] in ("", "/"):
         raise UserError(f"{said} names no bucket; write {GS}BUCKET/FOLDER")
     os.environ.setdefault("EPATH_USE_TF", "false")
+    with contextlib.suppress(AttributeError):
+        gpath._is_tf_installed.cache_clear()  # etils reads the variable once, and has done so at its first path
     try:
         import fsspec
         import gcsfs  # noqa: F401

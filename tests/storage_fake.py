@@ -30,23 +30,27 @@ class Storage:
 
     Attributes:
       buckets: name -> object's name -> (bytes, generation).
-      refuse: function (method, path) -> HTTP status or None, asked before each request.
-      asked: (method, path) of each request.
+      refuse: function (method, path) -> HTTP status or None, asked before each request; an upload's path ends in the
+        object's name.
+      asked: how many requests came.
     """
 
     def __init__(self, *buckets: str):
         self.buckets = {name: {} for name in buckets}
-        self.refuse, self.asked = lambda method, path: None, []
+        self.refuse, self.asked = lambda method, path: None, 0
         self._lock, self._generations, self._uploads = threading.RLock(), itertools.count(1), {}
 
     def answer(self, method: str, target: str, headers, body: bytes) -> tuple[int, dict, bytes]:
         """(status, headers, body) for a request."""
         url = urlsplit(target)
         query = {key: values[0] for key, values in parse_qs(url.query).items()}
+        path = unquote(url.path)
+        if path.startswith("/upload/"):
+            path += "/" + (query.get("name") or _first(rb'"name": ?"([^"]+)"', body[:2000]))
         with self._lock:
-            self.asked.append((method, unquote(url.path)))
+            self.asked += 1
             try:
-                if status := self.refuse(method, unquote(url.path)):
+                if status := self.refuse(method, path):
                     raise Refused(status, "refused by the test")
                 return self._answer(method, url.path, query, headers, body)
             except Refused as error:
@@ -164,6 +168,10 @@ class Storage:
         return 200, {"Content-Type": "multipart/mixed; boundary=batch"}, text.encode()
 
 
+def _first(pattern: bytes, text: bytes) -> str:
+    return match[1].decode() if (match := re.search(pattern, text)) else ""
+
+
 def _described(bucket: str, name: str, data: bytes, generation: int) -> dict:
     md5 = base64.b64encode(hashlib.md5(data).digest()).decode()
     return {
@@ -204,17 +212,21 @@ def served(storage: Storage) -> Iterator[str]:
             self.send_response(status)
             for name, value in (headers | {"Content-Length": str(len(answer))}).items():
                 self.send_header(name, value)
-            with contextlib.suppress(ConnectionError):  # one who asked two things at once has heard enough
-                self.end_headers()
-                self.wfile.write(answer)
+            self.end_headers()
+            self.wfile.write(answer)
 
         do_GET = do_POST = do_PUT = do_DELETE = _any
 
         def log_message(self, *_):
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
+    class Server(ThreadingHTTPServer):
+        daemon_threads, request_queue_size = True, 128
+
+        def handle_error(self, *_):
+            pass  # clients that leave in the middle of a request
+
+    server = Server(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield f"http://127.0.0.1:{server.server_port}"

@@ -10,10 +10,10 @@ import json
 import logging
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
-from etils import epath
 
 from kosmos_jax import checkpoint
 from kosmos_jax.checksums import checksums
@@ -152,20 +152,20 @@ def _disk_error(error: Exception) -> str | None:
 
 def _unreadable_byte(folder: Path) -> Exception | None:
     """What the disk says when every file of a checkpoint is read to its end; None when it gives all of them."""
-
-    def fail(error: OSError):
-        raise error
-
     try:
         (folder / checkpoint.COMMITTED).read_bytes()  # a disk may not show the folder at all
-        for place, _, files in epath.Path(folder).walk(on_error=fail):
-            for name in files:
-                with (place / name).open("rb") as file:
-                    while file.read(1 << 24):
-                        pass
+        for path in _files(folder):
+            with path.open("rb") as file:
+                while file.read(1 << 24):
+                    pass
     except storage_errors() as error:
         return error
     return None
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    for path in folder.iterdir():
+        yield from _files(path) if path.is_dir() else (path,)
 
 
 def _set_aside(folder: Path, steps: list[int], manager, wait_seconds: float) -> None:
