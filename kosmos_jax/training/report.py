@@ -19,9 +19,8 @@ def report(args) -> None:
     attempts = read(args.workdir)
     print(table(attempts))
     if importlib.util.find_spec("matplotlib"):
-        path = as_path(args.workdir) / "report.png"
-        draw(attempts, path)
-        print(f"\nwrote {path}")
+        draw(attempts, as_path(args.workdir) / "report.png")
+        print(f"\nwrote {args.workdir.rstrip('/')}/report.png")
 
 
 def table(attempts) -> str:
