@@ -44,7 +44,7 @@ setup(
         "sentencepiece>=0.2,<0.3",
         "ml_collections>=1.1,<2",
         "einops>=0.8,<0.9",
-        "etils[epath]>=1.9,<2",
+        "etils[epath]>=1.13,<2",
         # Files of corpora, on disks and in buckets, and what they are compressed with.
         "fsspec>=2025.3",
         "orjson>=3.10,<4",
