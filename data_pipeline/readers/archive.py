@@ -9,6 +9,7 @@ others along, or leaves some of itself behind; either way what follows it is no 
 import contextlib
 import re
 import tempfile
+import zlib
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
@@ -25,6 +26,8 @@ UNPACKED = (b"<", b"\xef\xbb\xbf<", b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF
 # Places that look like the beginning of a record and are none, one after another, before a file is given up.
 ATTEMPTS = 1000
 BLOCK = 1 << 20
+# What a cut in compressed data takes along of what stands before.
+SMALL_BLOCK = 1 << 12
 # URL, IP address, date, type, five more in version 2, length; there are URLs with spaces in them.
 ARC_HEADER = re.compile(rb"([a-z]+:.{1,8000}) \S+ \d{12,18} (\S+)(?: \S+ \S+ \S+ \d+ \S+)? (\d{1,18})\r?\n")
 
@@ -58,8 +61,9 @@ class Response(NamedTuple):
 class Archive:
     """An archive of which records can be read in order, and by offset."""
 
-    def __init__(self, path: str, file: BinaryIO):
-        self._path, self._file = path, file
+    def __init__(self, path: str, file: BinaryIO, again: BinaryIO):
+        """Args: path: for messages. file: for `scan`. again: the same file, opened for `at`, as both move in it."""
+        self._path, self._file, self._again = path, file, again
         self._magic = file.read(len(GZIP))
         self._arc = self._magic == b"fil"
 
@@ -73,7 +77,7 @@ class Archive:
         while at is not None:
             last = None
             try:
-                for start, record in self._records(at, limit):
+                for start, record in self._records(self._file, at, limit):
                     if lost:
                         yield f"{self._path}:{lost[0]}", RecordError("", f"it, or what follows, is damaged: {lost[1]}")
                     if last:
@@ -83,6 +87,8 @@ class Archive:
                     raise OSError(f"{len(last.data):,} of {last.size:,} bytes are there")
                 if last:
                     yield f"{self._path}:{at}", last
+                if self._cut_off(at, last):
+                    raise OSError("it is cut off, or what follows it is")
                 break
             except OSError as error:
                 if not _is_damage(error):
@@ -100,7 +106,7 @@ class Archive:
     def at(self, offset: int) -> Record | None:
         """The record at an offset; None if it cannot be read."""
         try:
-            return next(self._records(offset, MAX_SIZE))[1]
+            return next(self._records(self._again, offset, MAX_SIZE))[1]
         except StopIteration:
             return None
         except OSError as error:
@@ -108,48 +114,27 @@ class Archive:
                 raise
             return None
 
-    def _records(self, at: int, limit: int) -> Iterator[tuple[int, Record | None]]:
+    def _records(self, file: BinaryIO, at: int, limit: int) -> Iterator[tuple[int, Record | None]]:
         """From a place on, where each record begins, and the record if it may be a page or a picture.
 
         Raises:
           OSError: without a number, if the file is damaged.
         """
+        file.seek(at)
+        yield from _arc_records(file, limit) if self._arc else _warc_records(file, limit)
+
+    def _cut_off(self, at: int, last: Record | None) -> bool:
+        """Whether something follows the last record, as FastWARC takes half a header for the end."""
+        if self._magic != GZIP:
+            return self._next(at + (last.size if last else 1)) is not None
         self._file.seek(at)
-        yield from self._arc_records(at, limit) if self._arc else self._warc_records(limit)
-
-    def _warc_records(self, limit: int) -> Iterator[tuple[int, Record | None]]:
-        from fastwarc.warc import ArchiveIterator, WarcRecordType
-
-        wanted, before = (WarcRecordType.response, WarcRecordType.resource), None
-        for record in ArchiveIterator(self._file, parse_http=False):
-            if record.record_type not in wanted:
-                before = record.stream_pos
-                yield before, None
-                continue
-            mime = "" if record.is_http else record.headers.get("Content-Type", "")
-            url = record.headers.get("WARC-Target-URI", "").strip("<>")  # wget puts it in brackets
-            size = record.content_length
-            data = record.reader.read(min(size, limit))
-            offset = None if record.stream_pos == before else record.stream_pos
-            before = record.stream_pos
-            yield before, Record(offset, url, mime, data, size)
-
-    def _arc_records(self, at: int, limit: int) -> Iterator[tuple[int, Record | None]]:
-        while line := self._file.readline(1 << 14):
-            if line.startswith(b"filedesc:"):  # the file's own header has a length too, which many have wrong
-                while line.strip():
-                    line = self._file.readline(1 << 14)
-                yield at, None
-            elif line.strip():
-                header = ARC_HEADER.fullmatch(line)
-                if not header:
-                    raise OSError(f"no header of a record at byte {at}")
-                url, mime, size = header[1].decode(errors="replace"), header[2].decode(errors="replace"), int(header[3])
-                start = self._file.tell()
-                data = self._file.read(min(size, limit))
-                self._file.seek(start + size)
-                yield at, Record(at, url, "" if url.startswith("http") else mime, data, size)
-            at = self._file.tell()
+        member = zlib.decompressobj(zlib.MAX_WBITS | 16)
+        try:
+            while not member.eof and (block := self._file.read(SMALL_BLOCK)):
+                member.decompress(block)
+        except zlib.error:
+            return True
+        return not member.eof or bool(member.unused_data or self._file.read(1))
 
     def _next(self, at: int) -> int | None:
         """Where the next record may begin, from a place on."""
@@ -165,6 +150,43 @@ class Archive:
         return None
 
 
+def _warc_records(file: BinaryIO, limit: int) -> Iterator[tuple[int, Record | None]]:
+    from fastwarc.warc import ArchiveIterator, WarcRecordType
+
+    wanted, before = (WarcRecordType.response, WarcRecordType.resource), None
+    for record in ArchiveIterator(file, parse_http=False):
+        if record.record_type not in wanted:
+            before = record.stream_pos
+            yield before, None
+            continue
+        mime = "" if record.is_http else record.headers.get("Content-Type", "")
+        url = record.headers.get("WARC-Target-URI", "").strip("<>")  # wget puts it in brackets
+        size = record.content_length
+        data = record.reader.read(min(size, limit))
+        offset = None if record.stream_pos == before else record.stream_pos
+        before = record.stream_pos
+        yield before, Record(offset, url, mime, data, size)
+
+
+def _arc_records(file: BinaryIO, limit: int) -> Iterator[tuple[int, Record | None]]:
+    at = file.tell()
+    while line := file.readline(1 << 14):
+        if line.startswith(b"filedesc:"):  # the file's own header has a length too, which many have wrong
+            while line.strip():
+                line = file.readline(1 << 14)
+            yield at, None
+        elif line.strip():
+            header = ARC_HEADER.fullmatch(line)
+            if not header:
+                raise OSError(f"no header of a record at byte {at}")
+            url, mime, size = header[1].decode(errors="replace"), header[2].decode(errors="replace"), int(header[3])
+            start = file.tell()
+            data = file.read(min(size, limit))
+            file.seek(start + size)
+            yield at, Record(at, url, "" if url.startswith("http") else mime, data, size)
+        at = file.tell()
+
+
 def _is_damage(error: OSError) -> bool:
     """Whether it is FastWARC's, and not the disk's or the network's."""
     return type(error) is OSError and error.errno is None
@@ -177,16 +199,18 @@ def opened_archive(path: str) -> Iterator[Archive]:
     Raises:
       FileError: at the end, of one in which compression is damaged.
     """
-    with opened(path) as file:
-        if _by_record(file):
+    with contextlib.ExitStack() as files:
+        file, damage = files.enter_context(opened(path)), None
+        if not _by_record(file):
+            plain = files.enter_context(tempfile.NamedTemporaryFile())
             file.seek(0)
-            yield Archive(path, file)
-            return
-        file.seek(0)
-        with tempfile.TemporaryFile() as plain:
             damage = _unpack(file, plain)
-            plain.seek(0)
-            yield Archive(path, plain)
+            plain.flush()
+            file, place = plain, plain.name
+        else:
+            place = path
+        file.seek(0)
+        yield Archive(path, file, files.enter_context(opened(place)))
     if damage:
         raise FileError(path, f"cannot be read to its end: {damage}")
 
@@ -203,7 +227,9 @@ def _by_record(file: BinaryIO) -> bool:
     file.seek(0)
     records = ArchiveIterator(file, parse_http=False)
     try:
-        return next(records).stream_pos < next(records).stream_pos
+        next(records)
+        file.seek(next(records).stream_pos)
+        return file.read(len(GZIP)) == GZIP
     except StopIteration:
         return True
     except OSError as error:
@@ -232,7 +258,7 @@ def _unpack(packed: BinaryIO, plain: BinaryIO) -> OSError | None:
     packed.seek(0)
     reader = decompressor(packed)
     try:
-        while block := reader.read(BLOCK):
+        while block := reader.read(SMALL_BLOCK):
             plain.write(block)
     except OSError as error:
         if not _is_damage(error):
