@@ -139,12 +139,12 @@ def _lines(path: str) -> Iterator[tuple[str, bytes]]:
             yield from _numbered(file, path)
         return
     try:
-        with opened(path) as file, zipfile.ZipFile(file) as archive:
+        with opened(path) as file, zips.opened_zip(file) as archive:
             for member in archive.infolist():
                 with archive.open(member) as packed:
                     yield from _numbered(io.BufferedReader(packed, 1 << 16), path)
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
-        raise FileError(path, f"is damaged, or no zip that can be read: {error}") from error
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:  # of a member: damaged, or encrypted
+        raise FileError(path, f"cannot be read to its end: {error}") from error
 
 
 def _numbered(lines: BinaryIO, path: str) -> Iterator[tuple[str, bytes]]:

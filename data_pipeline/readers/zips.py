@@ -3,11 +3,12 @@
 https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT
 """
 
+import io
 import struct
 import zipfile
 import zlib
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from data_pipeline.documents import DataError, Place
 from data_pipeline.files import opened
@@ -23,6 +24,22 @@ class Member(NamedTuple):
     method: int
 
 
+def opened_zip(file: BinaryIO) -> zipfile.ZipFile:
+    """The standard library's reader of a zip.
+
+    Raises:
+      ValueError: it is none, or damaged in its directory.
+    """
+    try:
+        archive = zipfile.ZipFile(file)
+    except (zipfile.BadZipFile, NotImplementedError, struct.error) as error:
+        raise ValueError(str(error)) from error
+    end = file.seek(0, io.SEEK_END)
+    if any(not 0 <= info.header_offset < end for info in archive.infolist()):
+        raise ValueError("its directory names places outside of it")
+    return archive
+
+
 def members(addresses: Iterable[str]) -> dict[str, Member]:
     """The files in zips by the last part of their names; of those with one name, the first.
 
@@ -32,12 +49,12 @@ def members(addresses: Iterable[str]) -> dict[str, Member]:
     found = {}
     for address in addresses:
         try:
-            with opened(address) as file, zipfile.ZipFile(file) as archive:
+            with opened(address) as file, opened_zip(file) as archive:
                 for info in archive.infolist():
                     name = info.filename.rsplit("/", 1)[-1]
                     member = Member(address, info.header_offset, info.compress_size, info.file_size, info.compress_type)
                     found.setdefault(name, member)
-        except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error) as error:
+        except ValueError as error:
             raise DataError(f"{address} is no zip that can be read ({error}); repair it, or leave it out") from error
     return found
 
