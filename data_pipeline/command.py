@@ -66,11 +66,11 @@ def _prepare(config, args) -> int:
     tokenizer = make_tokenizer(config, cache)
     names, part = args.source or sorted(config.data.sources), part_of(args.part)
     for name in names:
-        source = config.data.sources[name]
-        with source.unlocked():
-            source.update({key: value for key in ("recipe", "media") if (value := getattr(args, key))})
-        for split in args.split or [split for split in SPLITS if split in source.get("splits", SPLITS)]:
-            job = make_job(config, name, split, tokenizer, cache)
+        changes = {key: value for key in ("recipe", "media") if (value := getattr(args, key))}
+        for split in args.split or [
+            split for split in SPLITS if split in config.data.sources[name].get("splits", SPLITS)
+        ]:
+            job = make_job(config, name, split, tokenizer, cache, **changes)
             if args.runner == "beam":
                 from data_pipeline.prepare.beam import prepare_with_beam
 

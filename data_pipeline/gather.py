@@ -90,17 +90,18 @@ class Gathered:
         return Pieces(
             row=self.row[kept] - rows.start,
             segment=self.segment[kept],
-            tokens=[self._body(piece) for piece in np.flatnonzero(kept).tolist()],
+            tokens=self._bodies(np.flatnonzero(kept)),
             length=(self.stop - self.start)[kept],
             ends=self.ends[kept],
             given=np.column_stack([renumbered[self.given[given, 0]], self.given[given, 1:]]),
             items=np.column_stack([renumbered[piece], offset, counts[kind], slot]),
         )
 
-    def _body(self, piece: int) -> np.ndarray:
-        shard = self.shards[self.shard[piece]]
-        first = shard.first[self.document[piece]]
-        return shard.tokens[first + self.start[piece] : first + self.stop[piece]]
+    def _bodies(self, pieces: np.ndarray) -> list[np.ndarray]:
+        shards, documents = self.shard[pieces].tolist(), self.document[pieces].tolist()
+        first = np.array([self.shards[s].first[d] for s, d in zip(shards, documents, strict=True)], np.int64)
+        begin, end = (first + self.start[pieces]).tolist(), (first + self.stop[pieces]).tolist()
+        return [self.shards[s].tokens[a:b] for s, a, b in zip(shards, begin, end, strict=True)]
 
 
 def gather(bundles: Sequence[tuple], phase: Phase) -> Gathered:

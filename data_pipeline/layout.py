@@ -13,6 +13,9 @@ import numpy as np
 from data_pipeline.documents import DataError
 from kosmos_jax.modality import modalities
 
+# Of a row of the pool; and how many rows have every share of the pool's sources to a ten-thousandth.
+POOL, PERIOD = -1, 10_000
+
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
@@ -27,28 +30,42 @@ class Phase(NamedTuple):
 
     Attributes:
       first_step: of the phase.
-      bundles: int64[S], of each source in a microbatch.
-      source: int64[bundles], the source of each bundle of a microbatch, in order.
+      source: int64[bundles], the source of each bundle of a microbatch, in order; `POOL` for one of text.
+      bundles: int64[S], of each source in a microbatch; 0 of those in the pool.
+      pattern: int64[PERIOD], the sources of the pool's rows, over and over.
       first_row: int64[bundles + 1].
       first_item: by modality, int64[bundles + 1].
     """
 
     first_step: int
-    bundles: np.ndarray
     source: np.ndarray
+    bundles: np.ndarray
+    pattern: np.ndarray
     first_row: np.ndarray
     first_item: dict[str, np.ndarray]
 
+    def drawn(self, microbatches: int) -> np.ndarray:
+        """int64[S]: how many bundles of each source so many microbatches of the phase have."""
+        rounds, rest = divmod(microbatches * int((self.source == POOL).sum()), PERIOD)
+        counts = [np.bincount(part, minlength=len(self.bundles)) for part in (self.pattern, self.pattern[:rest])]
+        return microbatches * self.bundles + rounds * counts[0] + counts[1]
+
 
 class Layout(NamedTuple):
-    """Attributes:
-    names: the sources, by name.
-    rows: B, of a microbatch.
-    size: G, rows of a bundle, of each source.
-    places: of each source, places for items in a bundle, by modality in the model's order.
-    phases: by their first step; the first of them begins at 0.
-    items: N, places for items in a microbatch, a multiple of the data shards, by modality.
-    arrays: a `Spec` for each array of a global batch, those of items one level deeper: {"media": {name: ...}}.
+    """Where everything lies in a batch.
+
+    Sources without places for items share a pool of rows: of eleven corpora of text the smallest may have a row in
+    three steps. All others have the same number of rows, in the same places, in every step of a phase.
+
+    Attributes:
+      names: the sources, by name.
+      rows: B, of a microbatch.
+      size: G, rows of a bundle, of each source.
+      places: of each source, places for items in a bundle, by modality in the model's order.
+      phases: by their first step; the first of them begins at 0.
+      items: N, places for items in a microbatch, a multiple of the data shards, by modality.
+      arrays: a `Spec` for each array of a global batch, those of items one level deeper: {"media": {name: ...}}.
+      microbatches: A.
     """
 
     names: tuple[str, ...]
@@ -58,17 +75,37 @@ class Layout(NamedTuple):
     phases: list[Phase]
     items: dict[str, int]
     arrays: dict[str, Any]
+    microbatches: int
 
-    def bundles_before(self, step: int, microbatches: int) -> np.ndarray:
+    def drawn(self, step: int) -> np.ndarray:
         """int64[S]: the bundles of each source in all steps before one."""
-        ends = [phase.first_step for phase in self.phases[1:]] + [math.inf]
+        ends = [*(phase.first_step for phase in self.phases[1:]), math.inf]
         steps = [max(0, min(step, end) - phase.first_step) for phase, end in zip(self.phases, ends, strict=True)]
-        return sum(n * microbatches * phase.bundles for n, phase in zip(steps, self.phases, strict=True))
+        return sum(phase.drawn(n * self.microbatches) for n, phase in zip(steps, self.phases, strict=True))
+
+    def draws(self, step: int, a: int) -> tuple[np.ndarray, np.ndarray]:
+        """The source of every bundle of a microbatch, and the number of its draw from that source.
+
+        Args:
+          step: from 0.
+          a: the microbatch.
+        """
+        phase = self.phase(step)
+        done = (step - phase.first_step) * self.microbatches + a
+        source, pool = phase.source.copy(), phase.source == POOL
+        rows = np.arange(pool.sum()) + done * pool.sum()
+        source[pool] = phase.pattern[rows % PERIOD]
+        draw, before = np.zeros(len(source), np.int64), self.drawn(phase.first_step) + phase.drawn(done)
+        for s in np.unique(source).tolist():
+            own = source == s
+            draw[own] = before[s] + np.arange(own.sum())
+        return source, draw
 
     def row_source(self, step: int) -> np.ndarray:
-        """int32[B], the source of each row of a microbatch."""
-        phase = self.phase(step)
-        return np.repeat(phase.source, np.diff(phase.first_row)).astype(np.int32)
+        """int32[A, B], the source of each row of a step."""
+        sizes = np.diff(self.phase(step).first_row)
+        each = [np.repeat(self.draws(step, a)[0], sizes) for a in range(self.microbatches)]
+        return np.stack(each).astype(np.int32)
 
     def phase(self, step: int) -> Phase:
         """The phase that a step is in."""
@@ -86,23 +123,23 @@ def batch_layout(config: Any, data_shards: int = 1) -> Layout:
       DataError: rows cannot be divided over microbatches and devices, or a source gets none.
     """
     sources, microbatches, found = config.data.sources, config.training.microbatches, modalities(config.model)
-    names = tuple(sorted(sources))
+    names, kinds = tuple(sorted(sources)), [modality.name for modality in found]
     rows = _microbatch_rows(config.data.batch_rows, microbatches, data_shards)
-    schedules = {name: share_schedule(sources[name].share) for name in names}
-    steps = sorted({step for schedule in schedules.values() for step, _ in schedule})
-    counts = [
-        row_counts({name: _share(schedule, step) for name, schedule in schedules.items()}, rows, microbatches)
-        for step in steps
-    ]
+    schedules = [share_schedule(sources[name].share) for name in names]
+    per_row = [[sources[name].per_row.get(kind, 0) for kind in kinds] for name in names]
+    pooled = [not any(each) for each in per_row]
+    steps = sorted({step for schedule in schedules for step, _ in schedule})
+    shares = [{name: _share(each, step) for name, each in zip(names, schedules, strict=True)} for step in steps]
+    counts = [_counts(each, pooled, rows, microbatches) for each in shares]
     size, places = [], []
-    for name, own in zip(names, np.array(counts).T.tolist(), strict=True):
-        per_row = [sources[name].per_row.get(modality.name, 0) for modality in found]
-        size.append(_bundle_rows(own, config.data.bundle_rows) if any(per_row) else 1)
-        places.append(tuple(max(math.floor(size[-1] * n), math.ceil(n > 0)) for n in per_row))
+    for own, each, in_pool in zip(np.array(counts)[:, :-1].T.tolist(), per_row, pooled, strict=True):
+        size.append(1 if in_pool else _bundle_rows(own, config.data.bundle_rows))
+        places.append(tuple(max(math.floor(size[-1] * n), math.ceil(n > 0)) for n in each))
     phases = [
-        _phase(step, np.array(each) // size, size, places, [modality.name for modality in found])
-        for step, each in zip(steps, counts, strict=True)
-    ]
+        _phase(step, np.array(own), [share * in_pool for share, in_pool in zip(each.values(), pooled, strict=True)],
+               size, places, kinds)
+        for step, own, each in zip(steps, counts, shares, strict=True)
+    ]  # fmt: skip
     items, media = {}, {}
     for modality in found:
         most = max(int(phase.first_item[modality.name][-1]) for phase in phases)
@@ -111,7 +148,7 @@ def batch_layout(config: Any, data_shards: int = 1) -> Layout:
     text = Spec((microbatches, rows, config.data.seq_len), "int32")
     arrays = dict.fromkeys(("tokens", "targets", "segment_ids", "positions", "slots"), text)
     arrays |= {"row_source": Spec((microbatches, rows), "int32"), "media": media}
-    return Layout(names, rows, size, places, phases, items, arrays)
+    return Layout(names, rows, size, places, phases, items, arrays, microbatches)
 
 
 def share_schedule(share) -> list[tuple[int, float]]:
@@ -129,14 +166,31 @@ def _bundle_rows(counts: Iterable[int], most: int) -> int:
     return max(n for n in range(1, most + 1) if together % n == 0)
 
 
-def _phase(step: int, bundles: np.ndarray, size: list[int], places: list[tuple[int, ...]], kinds: list[str]) -> Phase:
-    source = spread(bundles)
-    first_row = np.concatenate([[0], np.cumsum(np.array(size)[source])])
-    first_item = {
-        kind: np.concatenate([[0], np.cumsum(np.array([each[k] for each in places], np.int64)[source])])
-        for k, kind in enumerate(kinds)
-    }
-    return Phase(step, bundles, source, first_row, first_item)
+def _counts(shares: dict[str, float], pooled: list[bool], rows: int, microbatches: int) -> list[int]:
+    """Rows of each source in a microbatch, 0 of those in the pool, and then the pool's.
+
+    Raises:
+      DataError: as `row_counts`.
+    """
+    each = {name: share for (name, share), in_pool in zip(shares.items(), pooled, strict=True) if not in_pool}
+    pool = [name for name, in_pool in zip(shares, pooled, strict=True) if in_pool]
+    if pool:
+        # By the name of one of them, for the message.
+        each[max(pool, key=shares.get)] = sum(shares[name] for name in pool)
+    counts = dict(zip(each, row_counts(each, rows, microbatches), strict=True))
+    own = [0 if in_pool else counts[name] for name, in_pool in zip(shares, pooled, strict=True)]
+    return [*own, rows - sum(own)]
+
+
+def _phase(step: int, rows: np.ndarray, pool: list[float], size: list[int], places, kinds: list[str]) -> Phase:
+    bundles = rows[:-1] // size
+    source = spread([*bundles, rows[-1]])
+    source[source == len(size)] = POOL
+    sizes, room = np.array([*size, 1])[source], np.array([*places, (0,) * len(kinds)], np.int64)
+    first_item = {kind: np.concatenate([[0], np.cumsum(room[source, k])]) for k, kind in enumerate(kinds)}
+    counts = _largest_remainder(pool, PERIOD) if any(pool) else [PERIOD]
+    first_row = np.concatenate([[0], np.cumsum(sizes)])
+    return Phase(step, source, bundles, spread(counts), first_row, first_item)
 
 
 def _microbatch_rows(batch_rows: int, microbatches: int, data_shards: int) -> int:

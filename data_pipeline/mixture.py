@@ -18,7 +18,7 @@ import numpy as np
 
 from data_pipeline.documents import DataError, RecordError
 from data_pipeline.gather import Gathered, gather
-from data_pipeline.layout import batch_layout
+from data_pipeline.layout import PERIOD, batch_layout
 from data_pipeline.media import DRAWS, host
 from data_pipeline.plan import Plan
 from data_pipeline.prepare.job import too_many_skipped
@@ -98,7 +98,7 @@ class Mixture:
         """Changes when a step's batch would: with the sources, the tokenizer, the packing or the shares."""
         parts = [self.tokenizer.fingerprint, self._seed, self.config.data.isolate_documents, self.microbatches]
         parts += [tuple(self.modalities.values())]
-        parts += [(phase.first_step, phase.bundles.tolist()) for phase in self.layout.phases]
+        parts += [(phase.first_step, phase.source.tolist(), phase.pattern.tobytes()) for phase in self.layout.phases]
         for member in self.members:
             augment = sorted((kind, sorted(options.items())) for kind, options in member.augment.items())
             parts += [(member.plan.key, augment)]
@@ -106,15 +106,15 @@ class Mixture:
 
     def summary(self) -> list[str]:
         """A line for each source and one for all together, for the log."""
-        lines, phase = [], self.layout.phases[0]
+        lines, rows = [], self._rows_a_microbatch()
         for s, (name, member) in enumerate(zip(self.names, self.members, strict=True)):
             plan, size = member.plan, self.layout.size[s]
             fills = [f"{kind} fill {fill:.3f}" for kind, fill in plan.item_fill.items() if fill is not None]
             fills = ", ".join([f"text fill {plan.fill:.3f}", *fills])
             bundles = f" in bundles of {size}" if size > 1 else ""
-            rows = f"{phase.bundles[s] * size} of the {self.rows} rows of a microbatch{bundles}"
+            share = f"{rows[s]:g} of the {self.rows} rows of a microbatch{bundles}"
             documents = f"{sum(plan.ledger.documents):,} documents"
-            lines.append(f"{name}: {documents}, {rows}, {plan.bundles.sum() * size:,} rows an epoch, {fills}")
+            lines.append(f"{name}: {documents}, {share}, {plan.bundles.sum() * size:,} rows an epoch, {fills}")
         fills = [f"{kind} fill {fill:.3f}" for kind, fill in self.item_fill().items()]
         lines.append("all: " + ", ".join([f"text fill {self.plan_fill():.3f}", *fills]))
         return lines + self.epoch_warnings()
@@ -133,19 +133,22 @@ class Mixture:
 
     def plan_fill(self) -> float:
         """Share of text positions that hold a token, on average over the steps of the first phase."""
-        weights = self.layout.phases[0].bundles * self.layout.size
-        return float(np.average([member.plan.fill for member in self.members], weights=weights))
+        return float(np.average([member.plan.fill for member in self.members], weights=self._rows_a_microbatch()))
+
+    def _rows_a_microbatch(self) -> np.ndarray:
+        """float64[S], in the first phase, on average over its steps."""
+        return self.layout.phases[0].drawn(PERIOD) * self.layout.size / PERIOD
 
     def item_fill(self) -> dict[str, float]:
         """Share of the places for items that hold one, on average over the steps of the first phase, by modality."""
-        used = collections.Counter()
-        for n, member in zip(self.layout.phases[0].bundles, self.members, strict=True):
+        used, bundles = collections.Counter(), self.layout.phases[0].bundles
+        for n, member in zip(bundles, self.members, strict=True):
             used.update({kind: n * each for kind, each in member.plan.items_a_bundle.items()})
         return {kind: float(used[kind] / places) for kind, places in self.items.items()}
 
     def epoch(self, step: int) -> dict[str, float]:
         """How often each source has been seen when step `step` begins."""
-        drawn = self.layout.bundles_before(step, self.microbatches)
+        drawn = self.layout.drawn(step)
         each = zip(self.names, drawn, self.members, strict=True)
         return {name: float(n / member.plan.bundles.sum()) for name, n, member in each}
 
@@ -192,8 +195,7 @@ class Mixture:
             isolate = self.config.data.isolate_documents
             parts.append(assemble(pieces, len(rows), self.config.data.seq_len, self.tokenizer, isolate))
         arrays = {name: np.stack([part[name] for part in parts]) for name in parts[0]}
-        row_source = self.layout.row_source(step)[rows.start : rows.stop]
-        arrays["row_source"] = np.tile(row_source, (self.microbatches, 1))
+        arrays["row_source"] = self.layout.row_source(step)[:, rows.start : rows.stop]
         arrays["media"] = media
         stats = {
             "text_fill": float((arrays["segment_ids"] > 0).mean()),
@@ -208,14 +210,12 @@ class Mixture:
         wanted = _overlap(phase.first_row, rows)
         for kind, places in here.items():
             wanted |= _overlap(phase.first_item[kind], places)
-        before = self.layout.bundles_before(step, self.microbatches) + a * phase.bundles
+        source, draw = self.layout.draws(step, a)
         bundles = []
         for s, member in enumerate(self.members):
-            own = np.flatnonzero(phase.source == s)
-            chosen = np.flatnonzero(wanted[own])
-            if len(chosen):
-                draws = before[s] + chosen
-                bundles.append((s, member.plan, own[chosen], draws, *member.order(draws)))
+            places = np.flatnonzero(wanted & (source == s))
+            if len(places):
+                bundles.append((s, member.plan, places, draw[places], *member.order(draw[places])))
         return gather(bundles, phase)
 
     def _item(self, gathered: Gathered, m: int) -> np.ndarray:

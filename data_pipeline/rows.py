@@ -74,10 +74,11 @@ def assemble(pieces: Pieces, rows: int, seq_len: int, tokenizer, isolate: bool) 
     tokens[(at + cost - 1)[pieces.ends]] = tokenizer.eos
 
     everywhere = spans(at, cost)
-    segments[everywhere] = np.repeat(pieces.segment, cost) if isolate else 1
+    segments[everywhere] = np.repeat(pieces.segment.astype(np.int32), cost) if isolate else 1
     if isolate:
-        positions[everywhere] = everywhere - np.repeat(at, cost)
-    learned[spans(at + 1, cost - 1)] = True
+        positions[everywhere] = spans(np.zeros(len(cost), np.int64), cost)
+    learned[everywhere] = True
+    learned[at] = False
     if len(pieces.given):
         piece, start, stop = pieces.given.T
         learned[spans(at[piece] + 1 + start, stop - start)] = False
@@ -96,4 +97,6 @@ def assemble(pieces: Pieces, rows: int, seq_len: int, tokenizer, isolate: bool) 
 def spans(start: np.ndarray, length: np.ndarray) -> np.ndarray:
     """int64[sum(length)]: start[0], start[0] + 1, ... for length[0] numbers, then those of the next span."""
     end = np.cumsum(length)
-    return np.repeat(start - end + length, length) + np.arange(end[-1] if len(end) else 0)
+    found = np.repeat(start - end + length, length)
+    found += np.arange(len(found))
+    return found

@@ -38,10 +38,15 @@ def prepared(config: Any, name: str, split: str, tokenizer: Tokenizer, cache: Pa
     return ledger
 
 
-def make_job(config: Any, name: str, split: str, tokenizer: Tokenizer, cache: Path) -> Job:
-    """The job of preparing a split of a source: into `prepared`/SPLIT if the source names such a folder, or `cache`."""
+def make_job(config: Any, name: str, split: str, tokenizer: Tokenizer, cache: Path, **changes) -> Job:
+    """The job of preparing a split of a source: into `prepared`/SPLIT if the source names such a folder, or `cache`.
+
+    Args:
+      config, name, split, tokenizer, cache: see `prepared`.
+      changes: other values of the source's keys.
+    """
     source = config.data.sources[name]
-    plain = source.to_dict() if hasattr(source, "to_dict") else dict(source)
+    plain = (source.to_dict() if hasattr(source, "to_dict") else dict(source)) | changes
     settings = (tokenizer.model_bytes, tokenizer.kosmos2_tags, tokenizer.modalities)
     job = Job(name, plain, split, settings, f"{source.get('prepared')}/{split}", config.data.max_skipped)
     if source.get("prepared"):

@@ -20,7 +20,7 @@ MISSING = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 # Bytes of a file's name; a longer one is an error of the system and not that there is none.
 LONGEST = 255
 
-PERCENT = re.compile(r"\[(\d*)%?:(\d*)%?\]$")
+PERCENT = re.compile(r"\[([\d.]*)%?:([\d.]*)%?\]$")
 
 
 class FileReader:
@@ -117,6 +117,11 @@ class RecordReader(FileReader):
                 return self.media(path, field, kind, found)
             if isinstance(found, int | float) and not isinstance(found, bool):
                 return str(found)
+            if isinstance(found, bytes):
+                try:
+                    return found.decode()
+                except UnicodeDecodeError as error:
+                    raise RecordError("", f"its {field} is no UTF-8: {error}") from error
             if not isinstance(found, str):
                 raise RecordError("", f"its {field} is {_shown(found)}, no text")
             return found
