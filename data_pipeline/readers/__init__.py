@@ -33,6 +33,10 @@ KINDS = {
     "coco": "data_pipeline.readers.coco:Coco",
     "labels": "data_pipeline.readers.labels:Labels",
     "text": "data_pipeline.readers.text:PlainText",
+    "mmc4": "data_pipeline.readers.mmc4:Mmc4",
+    "parts": "data_pipeline.readers.parts:Parts",
+    "warc": "data_pipeline.readers.warc:Warc",
+    "html": "data_pipeline.readers.html:Html",
 }
 
 
