@@ -12,9 +12,6 @@ import shutil
 import sys
 from pathlib import Path
 
-from etils import epath
-from etils.epath import gpath
-
 from kosmos_jax.errors import UserError
 
 GS = "gs://"
@@ -38,6 +35,9 @@ def as_path(path, flag: str = ""):
             f"{said}: of addresses {GS}BUCKET/FOLDER alone is understood here; mount other buckets as folders, those "
             "of S3 by Mountpoint for Amazon S3 or s3fs-fuse"
         )
+    from etils import epath
+    from etils.epath import gpath
+
     os.environ.setdefault("EPATH_USE_TF", "false")
     with contextlib.suppress(AttributeError):
         gpath._is_tf_installed.cache_clear()  # etils reads the variable once, and has done so at its first path
