@@ -109,6 +109,9 @@ def chunked(data):
     return b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in (data[:5], data[5:])) + b"0\r\n\r\n"
 
 
+CUT_OFF = gzip.compress(b"<p>Here" * 99, mtime=0)[:30]
+
+
 @pytest.mark.parametrize(
     "answer",
     [
@@ -130,7 +133,10 @@ def test_answers_are_decoded_and_those_that_were_already_are_not(tmp_path, answe
     "answer, why",
     [
         (http(b""), "http://h/ has neither text nor pictures"),
-        (http(gzip.compress(b"<p>Here" * 99, mtime=0)[:30] + b"\xff" * 20, Content_Encoding="gzip"), "cannot be decoded: Gzip"),
+        (
+            http(gzip.compress(b"<p>Here" * 99, mtime=0)[:30] + b"\xff" * 20, Content_Encoding="gzip"),
+            "cannot be decoded: Gzip",
+        ),
         (http(gzip.compress(bytes(1 << 27)), Content_Encoding="gzip"), "67,108,864 bytes or more"),
         (http(b"<div>" * 100_000), "nested more than"),
         (b"nothing of HTTP", "no status of HTTP"),
