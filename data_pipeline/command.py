@@ -100,6 +100,12 @@ def told(job, ledger) -> list[str]:
     counts = [f"{sum(ledger.documents):,} documents", f"{sum(ledger.tokens):,} tokens"]
     counts += [f"{n:,} of {kind}" for kind, n in items.items() if n]
     lines = [f"{job.name} {job.split}: {', '.join(counts)} in {ledger.folder}"]
+    lines += [
+        f"  {each['name']} rejected {each['rejected']:,} and changed {each['changed']:,} of {ledger.read:,}"
+        for each in ledger.filters
+        if each["name"] != "near_duplicates"
+    ]
+    lines += [f"  {ledger.duplicates:,} near-duplicates of earlier documents"] if ledger.duplicates else []
     lines += [f"  {n:,} left out ({kind}), such as: {ledger.examples[kind][0]}" for kind, n in ledger.skipped.items()]
     return lines
 

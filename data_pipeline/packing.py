@@ -66,7 +66,9 @@ class Rows(NamedTuple):
     skipped: np.ndarray
 
 
-def pack(documents: Documents, seq_len: int, places: np.ndarray, size: int, seed: int) -> Rows:
+def pack(
+    documents: Documents, seq_len: int, places: np.ndarray, size: int, seed: int, without: np.ndarray | None = None
+) -> Rows:
     """Rows of the documents.
 
     Args:
@@ -75,11 +77,13 @@ def pack(documents: Documents, seq_len: int, places: np.ndarray, size: int, seed
       places: int64[K], places for items in a bundle; a row never has more.
       size: G, rows of a bundle.
       seed: documents of one length are dealt in an order that follows from it, and text runs on in such an order.
+      without: bool[D], documents that are left out, if any are.
     """
     counts, total = documents.counts, documents.counts.sum(axis=1)
     too_long = (total > 0) & (documents.lengths > ROWS_AN_ITEM * seq_len * total)
-    skipped = too_long | _unplaceable(documents, seq_len, places)
-    kept = (documents.lengths > 0) & ~skipped
+    wanted = documents.lengths > 0 if without is None else (documents.lengths > 0) & ~without
+    skipped = wanted & (too_long | _unplaceable(documents, seq_len, places))
+    kept = wanted & ~skipped
     whole = kept & (total > 0) & (documents.lengths + 2 <= seq_len) & (counts <= places).all(axis=1)
     order = np.random.Generator(np.random.Philox(key=seed)).permutation(len(kept))
     parts = [

@@ -137,7 +137,7 @@ class Plan:
         """The plan of a block, see `block`."""
         places = np.array(self.places, np.int64)
         documents = joined([shard.documents(self.kinds) for shard in self.ledger.shards(block, self.cache)])
-        rows = pack(documents, self.seq_len, places, self.size, seed=block)
+        rows = pack(documents, self.seq_len, places, self.size, seed=block, without=self.ledger.dropped_of(block))
         order = bundles(rows.items, self.size, places).ravel()
         sizes = np.where(order >= 0, np.diff(rows.first)[order], 0)
         first = np.concatenate([[0], np.cumsum(sizes)])

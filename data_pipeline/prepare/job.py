@@ -11,6 +11,8 @@ from typing import Any
 from data_pipeline.documents import DataError, Document, Media, Place, RecordError
 from data_pipeline.files import file_system, is_local
 from data_pipeline.media import host
+from data_pipeline.prepare.duplicates import signature
+from data_pipeline.prepare.filters import NearDuplicates, apply_all, load_recipe
 from data_pipeline.readers import digest, fingerprint, make_reader
 from data_pipeline.shards import ARRAYS, DOCUMENTS, MEDIA, ShardWriter
 from data_pipeline.tokenizer import Tokenizer
@@ -70,6 +72,8 @@ class Worker:
     def __init__(self, job: Job):
         self._job = job
         self._reader = make_reader(_Keys(job.source), job.split)
+        self._filters = load_recipe(job.source.get("recipe", ""))
+        self._signed = any(each.name == NearDuplicates.name for each in self._filters)
         self._tokenizer = Tokenizer(*job.tokenizer)
         self._shapes = {modality.name: modality.shape for modality in self._tokenizer.modalities}
         self._mode = job.source.get("media", "inline")
@@ -77,7 +81,7 @@ class Worker:
         self.shards, self.size = tuple(self._reader.shards()), self._reader.size
         self.key = digest(
             *(FORMAT, fingerprint(_Keys(job.source), job.split, self._reader), self._mode, repr(self._augment)),
-            *(self._tokenizer.fingerprint, self._tokenizer.modalities),
+            *(self._tokenizer.fingerprint, self._tokenizer.modalities, repr(self._filters)),
         )
 
     def do(self, n: int, progress: Callable[[int], None] = lambda documents: None) -> dict[str, Any]:
@@ -87,7 +91,7 @@ class Worker:
           DataError: more records than `max_skipped` cannot be read.
           OSError: a disk or the network still fails after `retries.WAITS`.
         """
-        report = Report(self.shards[n])
+        report = Report(self.shards[n], filters={each.name: Filtered() for each in self._filters})
         local = is_local(self._job.folder)
         folder = Path(tempfile.mkdtemp(prefix=".writing-", dir=self._job.folder if local else None))
         try:
@@ -110,7 +114,7 @@ class Worker:
                 name = f"{n:06}-{report.parts:03}"
                 report.parts += 1
                 writer = ShardWriter(folder / name, self._tokenizer.modalities, self._tokenizer.size)
-            writer.add(encoded, stored, document.where)
+            writer.add(encoded, stored, document.where, signature(document) if self._signed else None)
             progress(1)
             if writer.documents >= DOCUMENTS or writer.tokens >= TOKENS:
                 yield writer.close() | {"name": name}
@@ -124,6 +128,12 @@ class Worker:
                 if isinstance(document, RecordError):
                     raise document
                 report.read += 1
+                where = document.where
+                document, done = apply_all(self._filters, document)
+                for name, why in done:
+                    report.filters[name].count(where, why)
+                if document is None:
+                    continue
                 encoded = self._tokenizer.encode_document(document.parts)
                 if not len(encoded.tokens):
                     raise RecordError(document.where, "is empty")
@@ -152,11 +162,13 @@ class Report:
       parts: prepared shards.
       skipped: by kind, how many records could not be used.
       examples: messages on the first of them, by kind.
+      filters: what each of the recipe's did, in order, by name.
     """
 
     shard: str
     read: int = 0
     parts: int = 0
+    filters: dict[str, "Filtered"] = dataclasses.field(default_factory=dict)
     skipped: dict[str, int] = dataclasses.field(default_factory=dict)
     examples: dict[str, list[str]] = dataclasses.field(default_factory=dict)
 
@@ -165,6 +177,21 @@ class Report:
         shown = self.examples.setdefault(error.kind, [])
         if len(shown) < EXAMPLES:
             shown.append(str(error)[:500])
+
+
+@dataclasses.dataclass
+class Filtered:
+    """What a filter did: documents it rejected, others it changed, and messages on the first of those."""
+
+    rejected: int = 0
+    changed: int = 0
+    examples: list[str] = dataclasses.field(default_factory=list)
+
+    def count(self, where: str, why: str):
+        """Args: why: a document was rejected; "" if it was changed."""
+        self.rejected, self.changed = self.rejected + bool(why), self.changed + (not why)
+        if why and len(self.examples) < EXAMPLES:
+            self.examples.append(f"{where}: {why}"[:500])
 
 
 class _Keys(dict):

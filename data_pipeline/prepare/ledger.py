@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import functools
+import io
 import json
 import shutil
 import tempfile
@@ -15,9 +16,10 @@ import numpy as np
 from data_pipeline.documents import DataError
 from data_pipeline.files import file_system, is_local, opened
 from data_pipeline.packing import Documents
+from data_pipeline.prepare.duplicates import duplicates
 from data_pipeline.shards import ARRAYS, DOCUMENTS, MEDIA, Shard
 
-LEDGER = "ledger.json"
+LEDGER, DROPPED = "ledger.json", "dropped.npy"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +35,9 @@ class Ledger:
       items: of each shard, by modality.
       skipped: records that could not be used, by kind.
       examples: messages on some of them, by kind.
+      read: documents that could be read.
+      filters: what each filter of the recipe did, in order: name, rejected, changed, examples.
+      duplicates: documents that are in the shards and left out of rows, as earlier ones are nearly the same.
     """
 
     folder: str
@@ -45,6 +50,9 @@ class Ledger:
     items: list[dict[str, int]]
     skipped: dict[str, int]
     examples: dict[str, list[str]]
+    read: int = 0
+    filters: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    duplicates: int = 0
 
     @functools.cached_property
     def blocks(self) -> np.ndarray:
@@ -56,6 +64,21 @@ class Ledger:
                 held = 0
             held += documents
         return np.array([*first, len(self.documents)] if self.documents else [0], np.int64)
+
+    @functools.cached_property
+    def _dropped(self) -> np.ndarray:
+        address = f"{self.folder.rstrip('/')}/{DROPPED}"
+        if is_local(address):
+            return np.load(address, mmap_mode="r")
+        with opened(address) as file:
+            return np.load(io.BytesIO(file.read()))
+
+    def dropped_of(self, block: int) -> np.ndarray | None:
+        """bool[D], which documents of a block are near-duplicates of earlier ones; None if none of any block is."""
+        if not self.duplicates:
+            return None
+        first, stop = (sum(self.documents[:n]) for n in self.blocks[block : block + 2])
+        return np.array(self._dropped[first:stop])
 
     def shards(self, block: int, cache: Path) -> list[Shard]:
         """The shards of a block; those in a bucket are copied to `cache` first."""
@@ -95,8 +118,15 @@ def joined(parts: Sequence[Documents]) -> Documents:
     )
 
 
-def write_ledger(folder: str, key: str, tokenizer, reports: Sequence[dict[str, Any]]) -> Ledger:
-    """Writes the ledger from the reports of all shards of the reader, in order; see `job.Worker.do`."""
+def write_ledger(folder: str, key: str, tokenizer, reports: Sequence[dict[str, Any]], signed: bool = False) -> Ledger:
+    """Writes the ledger from the reports of all shards of the reader, in order; see `job.Worker.do`.
+
+    Args:
+      folder, key: see `Ledger`.
+      tokenizer: of the shards.
+      reports: of all shards of the reader.
+      signed: near-duplicates are to be left out.
+    """
     shards = [shard for report in reports for shard in report["shards"]]
     skipped, examples = collections.Counter(), {}
     for report in reports:
@@ -111,14 +141,43 @@ def write_ledger(folder: str, key: str, tokenizer, reports: Sequence[dict[str, A
         *([shard[name] for shard in shards] for name in ("name", "documents", "tokens", "items")),
         dict(skipped),
         examples,
+        sum(report.get("read", 0) for report in reports),
+        _merged([report.get("filters", {}) for report in reports]),
     )
+    if signed:
+        ledger = _without_duplicates(ledger)
     content = dataclasses.asdict(ledger)
     del content["folder"]  # it may be moved
     write_text(folder, LEDGER, json.dumps(content))
     if is_local(folder):
         for left_over in Path(folder).glob(".writing-*"):  # of processes that were killed
-            shutil.rmtree(left_over, ignore_errors=True)
+            if left_over.is_dir():
+                shutil.rmtree(left_over, ignore_errors=True)
+            else:
+                left_over.unlink(missing_ok=True)
     return ledger
+
+
+def _merged(reports: Sequence[dict[str, dict[str, Any]]]) -> list[dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
+    for name, own in (each for report in reports for each in report.items()):
+        sums = found.setdefault(name, dict(name=name, rejected=0, changed=0, examples=[]))
+        sums["rejected"] += own["rejected"]
+        sums["changed"] += own["changed"]
+        sums["examples"] = (sums["examples"] + own["examples"])[:20]
+    return list(found.values())
+
+
+def _without_duplicates(ledger: Ledger) -> Ledger:
+    """Marks near-duplicates, of all shards together."""
+    with tempfile.TemporaryDirectory() as copies:
+        bands = [open_shard(ledger.folder, name, copies).bands for name in ledger.names]
+        # A quarter of a GiB of hashes and places at a time.
+        dropped = duplicates(bands, partitions=1 + sum(ledger.documents) * 16 // 2**28)
+    file = io.BytesIO()
+    np.save(file, dropped)
+    write_bytes(ledger.folder, DROPPED, file.getvalue())
+    return dataclasses.replace(ledger, duplicates=int(dropped.sum()))
 
 
 def read_ledger(folder: str) -> Ledger | None:
@@ -138,15 +197,19 @@ def read_ledger(folder: str) -> Ledger | None:
 
 
 def write_text(folder: str, name: str, text: str):
+    write_bytes(folder, name, text.encode())
+
+
+def write_bytes(folder: str, name: str, data: bytes):
     """A small file, complete or not there."""
     if is_local(folder):
-        with tempfile.NamedTemporaryFile("w", dir=folder, prefix=".writing-", delete=False) as file:
-            file.write(text)
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".writing-", delete=False) as file:
+            file.write(data)
         Path(file.name).chmod(0o644)
         Path(file.name).replace(Path(folder) / name)
     else:
         system, path = file_system(folder)
-        system.pipe_file(f"{path}/{name}", text.encode())
+        system.pipe_file(f"{path}/{name}", data)
 
 
 def read_text(folder: str, name: str) -> str | None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from data_pipeline.documents import DataError
 from data_pipeline.files import file_system, is_local
+from data_pipeline.prepare.filters import NearDuplicates, load_recipe
 from data_pipeline.prepare.job import Job, Worker, report_name
 from data_pipeline.prepare.ledger import Ledger, read_ledger, read_text, write_ledger, write_text
 from data_pipeline.tokenizer import Tokenizer
@@ -79,7 +80,8 @@ def finish(job: Job, key: str, shards: int) -> Ledger:
     """Writes the ledger of a folder where every shard has its report."""
     reports = [json.loads(read_text(job.folder, report_name(n))) for n in range(shards)]
     _check_budget(job, reports)
-    return write_ledger(job.folder, key, Tokenizer(*job.tokenizer), reports)
+    signed = any(each.name == NearDuplicates.name for each in load_recipe(job.source.get("recipe", "")))
+    return write_ledger(job.folder, key, Tokenizer(*job.tokenizer), reports, signed)
 
 
 def _check_budget(job: Job, reports: list[dict[str, Any]]):

@@ -1,12 +1,16 @@
 """The prepared form of a source of the config: opened, made on the way if it is small, or how to make it."""
 
+import itertools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.documents import DataError
+from data_pipeline.documents import DataError, Document
+from data_pipeline.prepare.filters import apply_all, load_recipe
 from data_pipeline.prepare.job import Job, Worker
 from data_pipeline.prepare.ledger import Ledger, read_ledger
 from data_pipeline.prepare.run import prepare
+from data_pipeline.readers import make_reader
 from data_pipeline.tokenizer import Tokenizer
 
 # What is larger, in bytes on disk, `kosmos data prepare` prepares before a run begins.
@@ -36,6 +40,16 @@ def prepared(config: Any, name: str, split: str, tokenizer: Tokenizer, cache: Pa
         ledger = read_ledger(job.folder) or _prepared_now(job, name, split)
     _check(ledger, tokenizer, name)
     return ledger
+
+
+def read(source: Any, split: str) -> Iterator[Document]:
+    """The documents of a source as they are before they are tokenized: filtered, without those that cannot be read."""
+    reader, filters = make_reader(source, split), load_recipe(source.get("recipe", ""))
+    for document in itertools.chain.from_iterable(map(reader.read, reader.shards())):
+        if isinstance(document, Document):
+            kept, _ = apply_all(filters, document)
+            if kept is not None:
+                yield kept
 
 
 def make_job(config: Any, name: str, split: str, tokenizer: Tokenizer, cache: Path, **changes) -> Job:

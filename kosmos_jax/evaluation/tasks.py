@@ -16,8 +16,8 @@ import numpy as np
 
 from data_pipeline import builtin
 from data_pipeline import spoken as speech
-from data_pipeline.documents import Document, Media, Text
-from data_pipeline.readers import make_reader
+from data_pipeline.documents import Media, Text
+from data_pipeline.prepare.sources import read
 from kosmos_jax.errors import UserError
 
 SEED = 2302  # of the pairs and examples that are sampled
@@ -141,24 +141,41 @@ def perplexity(generator, config, split: str, examples: int) -> Result:
     held_out = _texts(sources, split, examples, tokenizer)
     longest = config.data.seq_len - 1  # and <s>
     rows = [ids[first : first + longest] for ids in held_out for first in range(0, len(ids), longest)]
-    total, n = map(sum, zip(*generator.score([""] * len(rows), rows), strict=True))
+    counted = _texts(sources, "train", UNIGRAM_DOCUMENTS, tokenizer)
+    return _against_unigrams(generator, [""] * len(rows), rows, counted)
 
-    counts = Counter(token for ids in _texts(sources, "train", UNIGRAM_DOCUMENTS, tokenizer) for token in ids)
-    everything = counts.total() + tokenizer.size
+
+def captions(generator, config, split: str, examples: int) -> Result:
+    """The same of held-out captions, each given its image or sound; the unigram model counts training captions."""
+    sources = [source for source in config.data.sources.values() if any(source.per_row.values())]
+    tokenizer = generator.tokenizer
+    pairs = _pairs(sources, split, examples)
+    if not pairs:
+        raise UserError("the task captions needs a source of pairs: documents of one image or sound and a text")
+    told = [[*tokenizer.encode(text.text), tokenizer.eos] for _, text in pairs]
+    counted = _pairs(sources, "train", UNIGRAM_DOCUMENTS)
+    counted = [[*tokenizer.encode(text.text), tokenizer.eos] for _, text in counted]
+    return _against_unigrams(generator, [[item] for item, _ in pairs], told, counted)
+
+
+def _against_unigrams(generator, prompts, held_out: list[list[int]], counted: list[list[int]]) -> Result:
+    total, n = map(sum, zip(*generator.score(prompts, held_out), strict=True))
+    counts = Counter(token for ids in counted for token in ids)
+    everything = counts.total() + generator.tokenizer.size
     unigram = sum(math.log((counts[token] + 1) / everything) for ids in held_out for token in ids)
     return Result(math.exp(-total / n), math.exp(-unigram / n), n, "perplexity")
 
 
+def _pairs(sources, split, documents) -> list[tuple[Media, Text]]:
+    """The first documents of all sources that are an item and a text."""
+    found = (document.parts for source in sources for document in itertools.islice(read(source, split), documents))
+    return [parts for parts in found if [type(part) for part in parts] == [Media, Text]]
+
+
 def _texts(sources, split, documents, tokenizer) -> list[list[int]]:
     """Token ids of the first documents of all sources, </s> at the end of each."""
-    found = []
-    for reader in (make_reader(source, split) for source in sources):
-        documents_of = itertools.chain.from_iterable(map(reader.read, reader.shards()))
-        for document in itertools.islice(documents_of, documents):
-            # A record that cannot be read was counted and named when the source was prepared.
-            if isinstance(document, Document):
-                found.append([*tokenizer.encode_document(document.parts).tokens.tolist(), tokenizer.eos])
-    return found
+    found = (document for source in sources for document in itertools.islice(read(source, split), documents))
+    return [[*tokenizer.encode_document(document.parts).tokens.tolist(), tokenizer.eos] for document in found]
 
 
 def _ask(generator, prompts, expected) -> Result:
