@@ -21,7 +21,6 @@ KINDS = {
     "digit_documents": "data_pipeline.builtin:DigitDocuments",
     "spoken_digits": "data_pipeline.spoken:SpokenDigits",
     "spoken_documents": "data_pipeline.spoken:SpokenDocuments",
-    "tfds": "data_pipeline.tfds_source:TfdsSource",
     "jsonl": "data_pipeline.readers.jsonl:Jsonl",
     "tar": "data_pipeline.readers.tar:Tar",
     "pairs": "data_pipeline.readers.pairs:Pairs",
@@ -29,6 +28,8 @@ KINDS = {
     "coco": "data_pipeline.readers.coco:Coco",
     "labels": "data_pipeline.readers.labels:Labels",
     "text": "data_pipeline.readers.text:PlainText",
+    "parquet": "data_pipeline.readers.parquet:Parquet",
+    "tfds": "data_pipeline.tfds_source:TfdsSource",
 }
 
 
