@@ -49,6 +49,7 @@ setup(
         "fsspec>=2025.3",
         "orjson>=3.10,<4",
         "backports.zstd>=1,<2; python_version < '3.14'",
+        "google-crc32c>=1.6,<2",
         "safetensors>=0.5",
         "numpy>=2,<3",
         "pillow>=11.3",

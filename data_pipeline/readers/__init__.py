@@ -29,7 +29,9 @@ KINDS = {
     "labels": "data_pipeline.readers.labels:Labels",
     "text": "data_pipeline.readers.text:PlainText",
     "parquet": "data_pipeline.readers.parquet:Parquet",
-    "tfds": "data_pipeline.tfds_source:TfdsSource",
+    "tfrecord": "data_pipeline.readers.tfrecord:TfRecord",
+    "array_record": "data_pipeline.readers.array_record:ArrayRecord",
+    "tfds": "data_pipeline.readers.tfds:Tfds",
 }
 
 

@@ -107,7 +107,7 @@ def rows(path: str, columns: Callable[[Any], Sequence[str]]) -> Iterator[tuple[i
                 if number < end:
                     raise FileError(path, f"its row group {group} has fewer rows than it says")
             except FileError as error:
-                yield number, FileError(f"{path}:{number}", f"{error.why}; left out to row {end}")
+                yield number, FileError(path, f"{error.why}; left out from row {number} to {end}")
             start = end
 
 

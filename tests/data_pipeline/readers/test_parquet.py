@@ -136,7 +136,7 @@ def test_a_damaged_page_costs_its_row_group(tmp_path):
     path.write_bytes(data)
     found = read(path)
     (error,) = [each for each in found if isinstance(each, RecordError)]
-    assert isinstance(error, FileError) and error.where == f"{path}:300" and "left out to row 400" in error.why
+    assert isinstance(error, FileError) and error.where == f"{path}:300" and "left out from row 300 to 400" in error.why
     assert [d.where.rsplit(":")[-1] for d in found if isinstance(d, Document)] == [
         str(i) for i in range(1000) if not 300 <= i < 400
     ]
