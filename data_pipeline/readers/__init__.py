@@ -29,6 +29,7 @@ KINDS = {
     "labels": "data_pipeline.readers.labels:Labels",
     "text": "data_pipeline.readers.text:PlainText",
     "parquet": "data_pipeline.readers.parquet:Parquet",
+    "interleaved_parquet": "data_pipeline.readers.interleaved_parquet:InterleavedParquet",
     "tfrecord": "data_pipeline.readers.tfrecord:TfRecord",
     "array_record": "data_pipeline.readers.array_record:ArrayRecord",
     "tfds": "data_pipeline.readers.tfds:Tfds",

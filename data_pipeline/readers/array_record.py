@@ -43,6 +43,8 @@ def serialized(path: str) -> Serialized:
             numbers = range(start, min(start + RECORDS, count))
             try:
                 found = reader.read(numbers[0], numbers[-1] + 1)
+                if len(found) < len(numbers):
+                    raise RuntimeError("the file has fewer records than its list")
             except RuntimeError:
                 if not is_checked:
                     _check_disk(local)
