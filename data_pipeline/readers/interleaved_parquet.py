@@ -81,7 +81,8 @@ class InterleavedParquet(FileReader):
             if not (types.is_list(column) or types.is_large_list(column)):
                 raise FileError(path, f"column {name} is {column}, no list")
         images = schema.field("images").type.value_type
-        if (types.is_string(images) or types.is_large_string(images)) and not self._store:
+        fit = (types.is_struct, types.is_binary, types.is_large_binary, types.is_null)
+        if not self._store and not any(fits(images) for fits in fit):
             raise DataError(f"{path}: its images are addresses; give a store, see data_pipeline/readers/url_store.py")
         return ["images", "texts", *(["valid_image"] if "valid_image" in schema.names else [])]
 

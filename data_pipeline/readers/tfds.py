@@ -135,7 +135,7 @@ class Tfds:
             raise RecordError("", f"{len(media)} more of {self._interleaved[0]} than empty texts")
 
     def _values(self, example: Any, name: str) -> list[str | bytes]:
-        if name not in example:  # a Python dictionary would raise, a protocol buffer's makes one
+        if name not in example:  # example[name] would make an empty one
             raise RecordError("", f"has no {name}")
         return tfds_features.values(self._features[name], example[name], self._rate)
 
@@ -198,3 +198,5 @@ def _by_tfds(path: str, file_format: Any) -> Serialized:
         raise DataError(f"{path}: {file_format.value} needs a library that is not installed: {error}") from error
     except tf.errors.DataLossError as error:
         yield number, FileError(path, f"cannot be read to its end ({error.message[:200]})")
+    except tf.errors.OpError as error:
+        raise OSError(f"{path} cannot be read: {error.message}") from error
