@@ -44,13 +44,14 @@ setup(
         "sentencepiece>=0.2,<0.3",
         "ml_collections>=1.1,<2",
         "einops>=0.8,<0.9",
-        "etils[epath]>=1.9,<2",
+        "etils[epath]>=1.13,<2",
         # Files of corpora, on disks and in buckets, and what they are compressed with.
         "fsspec>=2025.3",
         "orjson>=3.10,<4",
         "backports.zstd>=1,<2; python_version < '3.14'",
         "google-crc32c>=1.6,<2",
         "safetensors>=0.5",
+        "google-crc32c>=1.5,<2",  # of TFRecord files
         "numpy>=2,<3",
         "pillow>=11.3",
         "tqdm>=4.66,<5",

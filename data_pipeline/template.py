@@ -19,6 +19,9 @@ class Template:
       kind_of: of a field's name and what follows the colon, the field's modality, "" for text. It raises `DataError`
         for a field that there is not; see `unknown`.
 
+    Attributes:
+      fields: their names.
+
     Raises:
       DataError: the template is none, or `learned` names what is no text of it.
     """
@@ -34,7 +37,7 @@ class Template:
                 form = f"{name}!{conversion}" if conversion else name
                 raise DataError(f"template {template!r}: write a field as {{name}}, not as {{{form}}}")
         self._kinds = {name: kind_of(name, spec) for name, spec, _ in fields}
-        self._learned = tuple(learned)
+        self.fields, self._learned = tuple(self._kinds), tuple(learned)
         texts = [name for name, kind in self._kinds.items() if not kind]
         for name in self._learned:
             if name not in texts:

@@ -26,9 +26,10 @@ from ml_collections import ConfigDict
 from data_pipeline.tokenizer import Tokenizer
 from kosmos_jax.checksums import checksums, names
 from kosmos_jax.config import from_json, to_json
-from kosmos_jax.errors import UserError, from_os, refuse_address
+from kosmos_jax.errors import UserError, from_os
 from kosmos_jax.modality import modalities
 from kosmos_jax.model import abstract_model, stacks
+from kosmos_jax.paths import as_path, storage_errors
 
 # Bytes of weights that are read together, at least, where all are read one after another.
 TOGETHER = 2**28
@@ -67,7 +68,7 @@ def make_manager(workdir, keep_last=None, keep_every=None) -> Manager:
         async_options=ocp.AsyncOptions(create_directories_asynchronously=False),  # an error is there at once
         atomicity_options=IN_PLACE,
     )
-    return Manager(Path(workdir).absolute() / "checkpoints", options=options, item_names=ITEMS)
+    return Manager(as_path(workdir) / "checkpoints", options=options, item_names=ITEMS)
 
 
 def items(state) -> dict[str, dict]:
@@ -242,9 +243,13 @@ def step_directory(path) -> Path:
     Raises:
       UserError: there is nothing of the kind.
     """
-    refuse_address("--checkpoint", path)
-    path = Path(path).absolute()
-    if not path.is_dir():
+    path = as_path(path, "--checkpoint")
+    with reading(path):
+        return _step_directory(path)
+
+
+def _step_directory(path: Path) -> Path:
+    if not path.exists() or not path.is_dir():
         siblings = sorted(p.name for p in path.parent.iterdir() if p.is_dir()) if path.parent.is_dir() else []
         raise UserError(f"--checkpoint {path}: no such folder; beside it there is {', '.join(siblings) or 'nothing'}")
     if (path / COMMITTED).is_file():
@@ -278,7 +283,7 @@ def reading(directory: Path):
     """Turns what goes wrong inside the block into a UserError: the checkpoint cannot be read."""
     try:
         yield
-    except OSError as error:
+    except storage_errors() as error:
         raise from_os(f"{directory} cannot be read", error) from error
     except (ValueError, KeyError, AttributeError) as error:  # the last: a config of an earlier version
         raise UserError(f"{directory} cannot be read as a checkpoint: {first_line(error)}") from error

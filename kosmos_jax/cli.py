@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from kosmos_jax.errors import EXIT_INTERRUPTED, EXIT_PREEMPTED, EXIT_USAGE, PassingError, UserError
 from kosmos_jax.logs import set_up_logging
+from kosmos_jax.paths import storage_errors
 
 OVERRIDE = "--config."
 
@@ -368,7 +369,7 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of the output, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return PassingError.status
-    except (UserError, OSError) as error:
+    except (UserError, *storage_errors()) as error:
         if os.environ.get("KOSMOS_TRACEBACK"):
             raise
         print(f"kosmos {args.verb}: error: {error}", file=sys.stderr)

@@ -32,13 +32,25 @@ class PassingError(UserError):
 _OF_THE_USER = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST)
 
 
-def from_os(message: str, error: OSError) -> UserError:
-    """The error for what a file system said: `UserError`, or `PassingError` where another start may go well."""
-    kind = UserError if error.errno in _OF_THE_USER else PassingError
-    return kind(f"{message}: {error.strerror or error}")
+def from_os(message: str, error: Exception) -> UserError:
+    """The error for what a file system said: `UserError`, or `PassingError` where another start may go well.
+
+    Args:
+      message: what could not be done.
+      error: an OSError, or what libraries raise for buckets.
+    """
+    if getattr(error, "errno", None):
+        kind = UserError if error.errno in _OF_THE_USER else PassingError
+        return kind(f"{message}: {error.strerror or error}")
+    said, code = " ".join(str(error).split()), str(getattr(error, "code", ""))
+    if isinstance(error, FileNotFoundError) or code == "404":
+        return UserError(f"{message}: there is no such bucket or object, for this account ({said})")
+    if said.startswith("Forbidden") or code in ("401", "403"):
+        return UserError(f"{message}: access is denied ({said})")
+    return PassingError(f"{message}: {said}")
 
 
 def refuse_address(flag: str, path) -> None:
     """Raises UserError for a path that is an address, such as gs://bucket/folder."""
     if "://" in str(path):
-        raise UserError(f"{flag} {path}: give a folder, such as a mounted bucket; addresses are not understood")
+        raise UserError(f"{flag} {path}: give a folder, such as a mounted bucket; addresses are not understood here")

@@ -7,7 +7,7 @@ import sys
 def set_up_logging() -> None:
     """Messages of the project to stderr; of other packages, what is an error."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s", level=logging.WARNING)
-    for package in ("absl", "asyncio"):  # Orbax warns of its defaults, and logs what it raises too
+    for package in ("absl", "asyncio", "gcsfs"):  # Orbax warns of its defaults; all log what they raise too
         logging.getLogger(package).setLevel(logging.CRITICAL)
     for package in ("kosmos_jax", "data_pipeline"):
         logging.getLogger(package).setLevel(logging.INFO)

@@ -8,6 +8,14 @@ from pathlib import Path
 VARIABLE = "KOSMOS_CACHE"
 # What takes less to compile is not cached, in seconds.
 AT_LEAST = 0.2
+OFF = ("off", "0", "false")
+
+
+def cache_folder() -> Path:
+    """The folder `KOSMOS_CACHE`, by default (and with "off") kosmos_jax in the user's cache folder."""
+    place = os.environ.get(VARIABLE, "")
+    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(caches) / "kosmos_jax" if place.lower() in ("", *OFF) else Path(place)
 
 
 def keep_programs() -> None:
@@ -17,11 +25,9 @@ def keep_programs() -> None:
     """
     import jax
 
-    place = os.environ.get(VARIABLE, "")
-    if place.lower() in ("off", "0", "false") or jax.config.jax_compilation_cache_dir:
+    if os.environ.get(VARIABLE, "").lower() in OFF or jax.config.jax_compilation_cache_dir:
         return
-    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(place or Path(caches) / "kosmos_jax") / "programs" / _processor()
+    folder = cache_folder() / "programs" / _processor()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:

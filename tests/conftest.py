@@ -6,6 +6,9 @@ import tempfile
 import jax
 import pytest
 
+# gcsfs would ask Google's other protocol what kind of bucket one is, which storage_fake.py does not speak.
+os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"
+
 jax.config.update("jax_num_cpu_devices", 8)
 
 # Programs are compiled once a session: whole runs, started again and again, then cost seconds. The processes that share

@@ -21,6 +21,11 @@ KINDS = {
     "digit_documents": "data_pipeline.builtin:DigitDocuments",
     "spoken_digits": "data_pipeline.spoken:SpokenDigits",
     "spoken_documents": "data_pipeline.spoken:SpokenDocuments",
+    "tfds": "data_pipeline.readers.tfds:Tfds",
+    "tfrecord": "data_pipeline.readers.tfrecord:TfRecord",
+    "array_record": "data_pipeline.readers.array_record:ArrayRecord",
+    "parquet": "data_pipeline.readers.parquet:Parquet",
+    "obelics": "data_pipeline.readers.obelics:Obelics",
     "jsonl": "data_pipeline.readers.jsonl:Jsonl",
     "tar": "data_pipeline.readers.tar:Tar",
     "pairs": "data_pipeline.readers.pairs:Pairs",
@@ -28,11 +33,10 @@ KINDS = {
     "coco": "data_pipeline.readers.coco:Coco",
     "labels": "data_pipeline.readers.labels:Labels",
     "text": "data_pipeline.readers.text:PlainText",
-    "parquet": "data_pipeline.readers.parquet:Parquet",
-    "interleaved_parquet": "data_pipeline.readers.interleaved_parquet:InterleavedParquet",
-    "tfrecord": "data_pipeline.readers.tfrecord:TfRecord",
-    "array_record": "data_pipeline.readers.array_record:ArrayRecord",
-    "tfds": "data_pipeline.readers.tfds:Tfds",
+    "mmc4": "data_pipeline.readers.mmc4:Mmc4",
+    "parts": "data_pipeline.readers.parts:Parts",
+    "warc": "data_pipeline.readers.warc:Warc",
+    "html": "data_pipeline.readers.html:Html",
 }
 
 

@@ -25,7 +25,7 @@ class ExampleReader(RecordReader):
 
     def records(self, path: str) -> Iterator[tuple[str, Mapping[str, Any] | RecordError]]:
         for number, data in self.serialized(path):
-            yield f"{path}:{number}", data if isinstance(data, RecordError) else _values(data)
+            yield f"{path}[{number}]", data if isinstance(data, RecordError) else _values(data)
 
 
 def features(data: bytes) -> Mapping[str, Any]:

@@ -17,6 +17,9 @@ from data_pipeline.template import Template, unknown
 # Errors that a second attempt would meet again.
 MISSING = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 
+# Bytes of a file's name; a longer one is an error of the system and not that there is none.
+LONGEST = 255
+
 PERCENT = re.compile(r"\[([\d.]*)%?:([\d.]*)%?\]$")
 
 
@@ -133,7 +136,8 @@ def beside(path: str, name: str, field: str = "file") -> tuple[bytes, Place]:
     """
     folder = posixpath.dirname(path)
     inner = posixpath.normpath(name)
-    if not name or "://" in name or "\0" in name or posixpath.isabs(inner) or inner.split("/")[0] in ("..", "."):
+    outside = not name or "://" in name or "\0" in name or posixpath.isabs(inner) or inner.split("/")[0] in ("..", ".")
+    if outside or any(len(part.encode(errors="replace")) > LONGEST for part in inner.split("/")):
         raise RecordError("", f"its {field} {name!r} is no file in the folder")
     address = f"{folder}/{inner}" if folder else inner
 

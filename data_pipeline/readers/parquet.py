@@ -62,7 +62,7 @@ class Parquet(RecordReader):
 
     def records(self, path: str) -> Iterator[tuple[str, dict[str, Any] | RecordError]]:
         for number, row in rows(path, functools.partial(self._columns, path)):
-            where = f"{path}:{number}"
+            where = f"{path}[{number}]"
             if isinstance(row, dict) and str(row.get("status")).startswith("failed"):
                 row = Absent(where, f"its status is {row['status']}: {row.get('error_message')}")
             yield where, row

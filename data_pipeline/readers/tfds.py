@@ -5,9 +5,8 @@ import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from data_pipeline import tfds_features
 from data_pipeline.documents import DataError, Document, FileError, Media, RecordError
-from data_pipeline.readers import array_record, digest, parquet, tfrecord
+from data_pipeline.readers import array_record, digest, parquet, tfds_features, tfrecord
 from data_pipeline.readers.examples import Serialized, features
 from data_pipeline.readers.interleaved import in_order
 from data_pipeline.template import Template, unknown

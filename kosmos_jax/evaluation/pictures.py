@@ -49,7 +49,8 @@ def draw_answers(results, path: Path):
             text = example.answer if example.right else f"{example.answer} ({example.expected})"
             color = RIGHT_COLOR if example.right else WRONG_COLOR
             axis.text(0.5, -0.04, text, transform=axis.transAxes, ha="center", va="top", fontsize=10, color=color)
-    figure.savefig(path, dpi=90)
+    with path.open("wb") as file:
+        figure.savefig(file, dpi=90)
     plt.close(figure)
 
 
@@ -104,7 +105,8 @@ def draw_losses(metrics: Path, path: Path):
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(alpha=0.25)
     axis.legend(frameon=False)
-    figure.savefig(path, dpi=130)
+    with path.open("wb") as file:
+        figure.savefig(file, dpi=130)
     plt.close(figure)
 
 

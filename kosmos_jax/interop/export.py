@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from kosmos_jax import checkpoint
-from kosmos_jax.errors import UserError
+from kosmos_jax.errors import UserError, refuse_address
 from kosmos_jax.interop import processor
 from kosmos_jax.interop.formats import EXPORTS
 from kosmos_jax.interop.stored import StoredModel
@@ -45,7 +45,7 @@ def export(path, to: str, out, dtype: str = "float32", max_shard_bytes: int = 5 
     if refusal:
         raise UserError(f"--to {to} cannot hold this model: {refusal}")
     shapes, read = tensors_of(StoredModel(record.directory), record.config.model, form)
-    with complete_or_absent(Path(out)) as folder:
+    with complete_or_absent(out) as folder:
         (folder / "config.json").write_text(json.dumps(form.config(record.config.model, dtype), indent=2) + "\n")
         for file in TORCH_FILES.glob(CODE[to]) if to in CODE else ():
             shutil.copyfile(file, folder / file.name)
@@ -55,7 +55,7 @@ def export(path, to: str, out, dtype: str = "float32", max_shard_bytes: int = 5 
 
 
 @contextmanager
-def complete_or_absent(out: Path):
+def complete_or_absent(out):
     """A folder to write in that is given the name `out` at the end, and is deleted if anything goes wrong.
 
     Only a process that is killed leaves it, as `out`.unfinished-PID.
@@ -63,7 +63,8 @@ def complete_or_absent(out: Path):
     Raises:
       UserError: `out` is there and not empty, or cannot be made.
     """
-    out = out.resolve()
+    refuse_address("--out", out)
+    out = Path(out).resolve()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out {out} is there already; name a new folder")
     partial = out.with_name(f"{out.name}.unfinished-{os.getpid()}")

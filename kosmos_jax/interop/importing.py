@@ -104,7 +104,7 @@ def import_weights(kind: str, path, out, *, config=None, tokenizer=None, vocab_s
         read = [reader.part(path, (slice(start, had), *index[1:]))] if start < had else []
         return np.concatenate([*read, added])
 
-    with complete_or_absent(Path(out)) as folder:
+    with complete_or_absent(out) as folder:
         write_weights(folder, part, config, tokenizer)
     return checkpoint.read_record(out)
 

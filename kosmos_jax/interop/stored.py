@@ -14,6 +14,7 @@ from kosmos_jax.checksums import checksums
 from kosmos_jax.config import from_json
 from kosmos_jax.interop.tensors import read_json
 from kosmos_jax.model import abstract_model, stacks
+from kosmos_jax.paths import in_bucket
 
 
 class StoredArrays:
@@ -41,7 +42,8 @@ class StoredArrays:
         return self._open[path]
 
     def _place(self, path: str) -> dict[str, str]:
-        return {"driver": "ocdbt", "base": f"file://{self._item}/", "path": f"{path}/"}
+        place = f"{'' if in_bucket(self._item) else 'file://'}{self._item}/"
+        return {"driver": "ocdbt", "base": place, "path": f"{path}/"}
 
     def replaced(self, path: str, shape: tuple[int, ...], chunks: list[int]):
         """The array made anew with another shape, in pieces of `chunks`; a TensorStore to write to.

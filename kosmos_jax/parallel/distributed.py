@@ -15,6 +15,7 @@ from contextlib import contextmanager
 import jax
 
 from kosmos_jax.errors import PassingError, UserError
+from kosmos_jax.paths import storage_errors
 
 log = logging.getLogger(__name__)
 # A process that does not answer for so long is taken for dead, and the others end.
@@ -248,7 +249,7 @@ def leave_at_once(error: Exception, verb: str = "train") -> None:
     """
     if jax.process_count() == 1:
         return
-    plain = isinstance(error, UserError | OSError | jax.errors.JaxRuntimeError)
+    plain = isinstance(error, (UserError, *storage_errors(), jax.errors.JaxRuntimeError))
     traced = os.environ.get("KOSMOS_TRACEBACK") or not plain
     text = traceback.format_exc() if traced else str(error)
     if isinstance(error, jax.errors.JaxRuntimeError):

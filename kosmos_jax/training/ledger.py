@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kosmos_jax.errors import UserError
+from kosmos_jax.paths import as_path
 from kosmos_jax.training.lines import Lines, read_lines
 
 NAME = "ledger.jsonl"
@@ -67,7 +68,7 @@ class Ledger:
 
 def last(workdir, kind: str) -> int:
     """The highest step in the lines of a kind, "step" or "saved"; 0 where there is none."""
-    return max((line["step"] for line in read_lines(Path(workdir) / NAME) if line["kind"] == kind), default=0)
+    return max((line["step"] for line in read_lines(as_path(workdir) / NAME) if line["kind"] == kind), default=0)
 
 
 @dataclass
@@ -98,7 +99,7 @@ def read(workdir) -> list[Attempt]:
     Raises:
       UserError: the workdir has no ledger, or nothing is in it.
     """
-    path = Path(workdir) / NAME
+    path = as_path(workdir, "--workdir") / NAME
     if not path.is_file():
         raise UserError(f"--workdir {workdir}: no {NAME} in it; `kosmos train` writes it")
     attempts = []

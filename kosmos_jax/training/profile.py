@@ -17,10 +17,11 @@ class Profiler:
     Args:
       folder: where TensorBoard's files are.
       steps: (first, last), the steps to trace, counted from 1; (0, 0) for none.
+      place: where they will lie in the end, for messages; default: `folder`.
     """
 
-    def __init__(self, folder, steps: tuple[int, int]):
-        self._folder, (self._first, self._last) = folder, steps
+    def __init__(self, folder, steps: tuple[int, int], place=None):
+        self._folder, (self._first, self._last), self._place = folder, steps, place or folder
         self._asked, self._ends = False, None  # the last step of the trace that is being made
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGUSR2, self._ask)
@@ -46,7 +47,7 @@ class Profiler:
         if self._ends is not None:
             self._ends = None
             if self._try(jax.profiler.stop_trace):
-                log.info("the trace is in %s: pip install xprof; xprof --logdir %s", *2 * (self._folder,))
+                log.info("the trace is in %s: pip install xprof; xprof --logdir %s", *2 * (self._place,))
 
     def _try(self, function, *args) -> bool:
         """Calls a function of JAX's profiler; a trace that fails does not end the run."""

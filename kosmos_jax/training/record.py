@@ -12,6 +12,7 @@ import jax
 
 from kosmos_jax.config import to_json
 from kosmos_jax.model.perception import ENCODERS
+from kosmos_jax.paths import as_path
 
 log = logging.getLogger(__name__)
 PACKAGES = (
@@ -57,7 +58,7 @@ def write_run_files(workdir, config, tokenizer, abstract_state, mixture, mesh) -
     """
     if jax.process_index() != 0:
         return
-    workdir = Path(workdir)
+    workdir = as_path(workdir)
     counts = parameter_counts(abstract_state.trainable, abstract_state.frozen)
     (workdir / "config.json").write_text(to_json(config))
     (workdir / "tokenizer.model").write_bytes(tokenizer.model_bytes)

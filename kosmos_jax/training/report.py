@@ -2,8 +2,8 @@
 
 import importlib.util
 from collections import Counter
-from pathlib import Path
 
+from kosmos_jax.paths import as_path
 from kosmos_jax.training.ledger import KINDS, read
 
 PALETTE = ("#8c8c8c", "#b79ad6", "#e8a33d", "#3b7dd8", "#4fae8b", "#9fc5e8", "#444444", "#d64541")
@@ -19,9 +19,8 @@ def report(args) -> None:
     attempts = read(args.workdir)
     print(table(attempts))
     if importlib.util.find_spec("matplotlib"):
-        path = Path(args.workdir) / "report.png"
-        draw(attempts, path)
-        print(f"\nwrote {path}")
+        draw(attempts, as_path(args.workdir) / "report.png")
+        print(f"\nwrote {args.workdir.rstrip('/')}/report.png")
 
 
 def table(attempts) -> str:
@@ -76,7 +75,8 @@ def draw(attempts, path) -> None:
         # Wide and below, because the same steps come again with the same losses.
         losses.plot(*_curve(lost), color=COLORS["lost work"], linewidth=6, zorder=1)
     losses.set(xlabel="step", ylabel="loss")
-    figure.savefig(path, dpi=120)
+    with path.open("wb") as file:
+        figure.savefig(file, dpi=120)
     plt.close(figure)
 
 

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -18,6 +19,7 @@ from kosmos_jax import checkpoint
 from kosmos_jax.checksums import checksums
 from kosmos_jax.errors import PassingError, UserError
 from kosmos_jax.parallel.distributed import exchange
+from kosmos_jax.paths import as_path, storage_errors
 from kosmos_jax.training import ledger
 from kosmos_jax.training.lines import read_lines
 
@@ -26,6 +28,7 @@ log = logging.getLogger(__name__)
 PAUSES = (1, 4, 15, 40, 60)
 # How errors of a disk, also of one on the network, end up in TensorStore's messages.
 DISK_ERRORS = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EACCES, errno.EPERM, errno.ELOOP)
+BUCKET_ERRORS = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAUTHENTICATED")
 READ, DAMAGED, FAILED, REFUSED = "read", "damaged", "failed", "refused"
 
 
@@ -47,7 +50,7 @@ def resume(workdir, manager, abstract_state, shardings, wait_seconds: float):
       PassingError: the disk fails.
     """
     wanted = checkpoint.placed(abstract_state, shardings)
-    folder = Path(manager.directory)
+    folder = as_path(manager.directory)
     own = json.dumps(checkpoint.committed_steps(folder))
     steps = json.loads(exchange("steps to resume from", own, wait_seconds)[0])
     if jax.process_index() == 0 and (unfinished := checkpoint.unfinished_steps(folder)):
@@ -70,7 +73,7 @@ def resume(workdir, manager, abstract_state, shardings, wait_seconds: float):
         del found  # two states may not fit on the devices
     if steps:
         raise UserError(f"{folder}: none of the checkpoints {steps} can be read; start in another --workdir")
-    _refuse_lost_checkpoints(Path(workdir))
+    _refuse_lost_checkpoints(as_path(workdir))
     return None
 
 
@@ -142,27 +145,27 @@ def _state(wanted, arrays):
 def _disk_error(error: Exception) -> str | None:
     """What the disk said, if that is why reading failed; TensorStore has it in the message alone."""
     said = str(error)
-    if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+    if isinstance(error, storage_errors()) and not isinstance(error, FileNotFoundError):
         return said
-    return next((text for text in map(os.strerror, DISK_ERRORS) if text in said), None)
+    return next((text for text in (*map(os.strerror, DISK_ERRORS), *BUCKET_ERRORS) if text in said), None)
 
 
-def _unreadable_byte(folder: Path) -> OSError | None:
+def _unreadable_byte(folder: Path) -> Exception | None:
     """What the disk says when every file of a checkpoint is read to its end; None when it gives all of them."""
-
-    def fail(error: OSError):
-        raise error
-
     try:
         (folder / checkpoint.COMMITTED).read_bytes()  # a disk may not show the folder at all
-        for place, _, files in os.walk(folder, onerror=fail):
-            for name in files:
-                with Path(place, name).open("rb") as file:
-                    while file.read(1 << 24):
-                        pass
-    except OSError as error:
+        for path in _files(folder):
+            with path.open("rb") as file:
+                while file.read(1 << 24):
+                    pass
+    except storage_errors() as error:
         return error
     return None
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    for path in folder.iterdir():
+        yield from _files(path) if path.is_dir() else (path,)
 
 
 def _set_aside(folder: Path, steps: list[int], manager, wait_seconds: float) -> None:
@@ -175,7 +178,7 @@ def _set_aside(folder: Path, steps: list[int], manager, wait_seconds: float) -> 
             log.error("CHECKPOINT %s IS DAMAGED and is set aside as %s", folder / str(step), aside.name)
             try:
                 (folder / str(step)).rename(aside)
-            except OSError as error:  # such as a bucket's limit of files in a folder
+            except storage_errors() as error:  # such as a bucket's limit of files in a folder
                 log.error("%s cannot be renamed: %s. It will be replaced", folder / str(step), error)
     exchange("damaged checkpoints are set aside", "", wait_seconds)
     manager.reload()

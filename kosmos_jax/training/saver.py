@@ -3,15 +3,14 @@
 import contextlib
 import json
 import logging
-import shutil
 import time
-from pathlib import Path
 
 import jax
 
 from kosmos_jax import checkpoint
 from kosmos_jax.errors import PassingError, UserError
 from kosmos_jax.parallel.distributed import exchange
+from kosmos_jax.paths import as_path, remove_folder, storage_errors
 
 log = logging.getLogger(__name__)
 # Seconds before a checkpoint that failed is tried again, doubled each time; and before the last one of a run is.
@@ -61,13 +60,13 @@ class Saver:
 
     def _probe(self) -> str:
         """What the disk says to a small file; "" when it takes it."""
-        probe = Path(self.manager.directory) / "probe"
+        probe = as_path(self.manager.directory) / "probe"
         try:
             probe.write_bytes(bytes(PROBE_BYTES))
             probe.unlink()
             return ""
-        except OSError as error:
-            with contextlib.suppress(OSError):
+        except storage_errors() as error:
+            with contextlib.suppress(*storage_errors()):
                 probe.unlink()
             return checkpoint.first_line(error)
 
@@ -128,8 +127,11 @@ class Saver:
     def _ended(self, error: str) -> None:
         """Process 0 says whether the checkpoint is complete: it is who commits it."""
         step, self._writing = self._writing, None
-        folder = Path(self.manager.directory) / str(step)
-        complete = (folder / checkpoint.COMMITTED).is_file()
+        folder, silent = as_path(self.manager.directory) / str(step), False
+        try:
+            complete = (folder / checkpoint.COMMITTED).is_file()
+        except storage_errors() as raised:
+            complete, error, silent = False, error or checkpoint.first_line(raised), True
         answers = exchange("how the checkpoint ended", json.dumps([complete, error]), self._wait_seconds)
         told = [json.loads(answer) for answer in answers]
         complete, errors = told[0][0], [f"process {process}: {text}" for process, (_, text) in enumerate(told) if text]
@@ -142,8 +144,8 @@ class Saver:
             if errors:
                 log.warning("the checkpoint of step %d is complete, but: %s", step, errors[0])
             return self._on_saved(step)
-        if jax.process_index() == 0:
-            shutil.rmtree(folder, ignore_errors=True)
+        if jax.process_index() == 0 and not silent:  # it may be complete
+            remove_folder(folder)
         self._next_try = time.monotonic() + PAUSE * 2**self._failed
         self._failed += 1
         what = f"the checkpoint of step {step} could not be written: {(errors or ['it was not committed'])[0]}"

@@ -4,10 +4,8 @@ import errno
 import fcntl
 import json
 import logging
-import os
-import socket
 import time
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -17,10 +15,12 @@ from data_pipeline.mixture import Mixture
 from data_pipeline.pipeline import make_tokenizer
 from kosmos_jax import checkpoint
 from kosmos_jax.config import differences
-from kosmos_jax.errors import PassingError, UserError, from_os, refuse_address
+from kosmos_jax.errors import PassingError, UserError, from_os
 from kosmos_jax.parallel.mesh import row_shards
+from kosmos_jax.paths import as_path, in_bucket, storage_errors
 from kosmos_jax.training.compile import Step
 from kosmos_jax.training.resume import resume
+from kosmos_jax.training.spool import Spool, owner
 from kosmos_jax.training.state import initial_state, replace_parameters
 
 log = logging.getLogger(__name__)
@@ -30,25 +30,25 @@ LOCK_SECONDS = 10
 
 @contextmanager
 def claim_workdir(workdir):
-    """The folder `workdir`, made when missing, for this run alone; process 0 holds its lock.
+    """The `Spool` of `workdir`, a folder that is made when missing, for this run alone; process 0 holds its lock.
 
     Raises:
-      UserError: it is an address, or cannot be written.
+      UserError: it cannot be written.
       PassingError: another run is using it.
     """
-    refuse_address("--workdir", workdir)
-    workdir = Path(workdir)
+    workdir = as_path(workdir, "--workdir")
+    lock = nullcontext()
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        lock = (workdir / "lock").open("a+") if jax.process_index() == 0 else None
-    except OSError as error:
+        if not in_bucket(workdir):
+            workdir.mkdir(parents=True, exist_ok=True)
+            lock = (workdir / "lock").open("a+") if jax.process_index() == 0 else lock
+        spool = Spool(workdir)
+    except storage_errors() as error:
         raise from_os(f"--workdir {workdir} cannot be written", error) from error
-    if lock is None:
-        yield workdir
-        return
-    with lock:
-        _lock(lock, workdir)
-        yield workdir
+    with lock as file, closing(spool):
+        if file:
+            _lock(file, workdir)
+        yield spool
 
 
 def _lock(file, workdir: Path) -> None:
@@ -71,7 +71,7 @@ def _lock(file, workdir: Path) -> None:
             log.warning("%s cannot be locked (%s): see to it that one run alone uses it", workdir, error.strerror)
             return
     file.truncate(0)
-    print(json.dumps(dict(host=socket.gethostname(), process=os.getpid(), since=time.strftime("%F %T %z"))), file=file)
+    print(owner(), file=file)
     file.flush()
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 
 from kosmos_jax import checkpoint
-from kosmos_jax.errors import EXIT_PREEMPTED, UserError
+from kosmos_jax.errors import EXIT_PREEMPTED, UserError, refuse_address
 from kosmos_jax.parallel.distributed import Interrupted, Preemption, main_process_first
 from kosmos_jax.parallel.mesh import make_mesh
 from kosmos_jax.training.compile import make_step
@@ -20,6 +20,7 @@ from kosmos_jax.training.metrics import MetricWriter, Screen
 from kosmos_jax.training.profile import Profiler
 from kosmos_jax.training.record import write_run_files
 from kosmos_jax.training.saver import Saver
+from kosmos_jax.training.spool import BOARD, Spool
 from kosmos_jax.training.spread import Spread
 from kosmos_jax.training.start import claim_workdir, open_data, start_or_resume
 from kosmos_jax.training.validation import make_loss_of_batch, validation_losses
@@ -33,7 +34,7 @@ def train(config, workdir, evaluate=None, began=None) -> int:
 
     Args:
       config: a resolved, validated config.
-      workdir: folder for checkpoints, metrics and records; made when missing.
+      workdir: folder for checkpoints, metrics and records, or its address in a bucket; made when missing.
       evaluate: function (graph, params, config, tokenizer) -> name -> number, called with each evaluation; or None.
       began: when the process began, in seconds since 1970, for the ledger; default: now.
 
@@ -43,14 +44,14 @@ def train(config, workdir, evaluate=None, began=None) -> int:
     Raises:
       UserError: whatever the user can put right.
     """
-    with claim_workdir(workdir) as workdir:
+    with claim_workdir(workdir) as spool:
         training = config.training
         start_seconds = training.wait_seconds + training.hang_seconds
         watchdog = Watchdog(training.hang_seconds, f"process {jax.process_index()}", start_seconds)
-        ledger = Ledger(workdir, began or time.time(), jax.process_count(), active=jax.process_index() == 0)
+        ledger = Ledger(spool.folder, began or time.time(), jax.process_count(), active=jax.process_index() == 0)
         ended = "error"
         try:
-            run = Run(config, workdir, evaluate, ledger, watchdog)
+            run = Run(config, spool, evaluate, ledger, watchdog)
             with Preemption() as preemption:
                 try:
                     ended = run.train(preemption)
@@ -76,12 +77,14 @@ class Run:
       waited: seconds of waiting for data since something was last `finished`.
     """
 
-    def __init__(self, config, workdir: Path, evaluate, ledger: Ledger, watchdog: Watchdog):
+    def __init__(self, config, spool: Spool, evaluate, ledger: Ledger, watchdog: Watchdog):
         training = config.training
         self.config, self.evaluate, self.pending, self.waited = config, evaluate, None, 0.0
-        self.ledger, self.watchdog = ledger, watchdog
+        self.spool, self.ledger, self.watchdog = spool, ledger, watchdog
+        workdir = spool.workdir
         self.mesh = make_mesh(config.mesh)
-        cache = Path(config.data.cache or workdir / "cache")
+        refuse_address("data.cache", config.data.cache)
+        cache = Path(config.data.cache or spool.cache)
         data = main_process_first(partial(open_data, config, cache, self.mesh), "index the data", training.wait_seconds)
         self.tokenizer, self.mixture, self.held_out = data
         self.made = make_step(config, self.mesh)
@@ -92,9 +95,9 @@ class Run:
         write_run_files(workdir, config, self.tokenizer, self.made.abstract, self.mixture, self.mesh)
         self.loss_of_batch = make_loss_of_batch(self.made.graph, config, len(self.mixture.names), self.mesh)
         self.meter = Meter(config, self.made.abstract.trainable, self.mixture, self.mesh)
-        self.writer = MetricWriter(workdir, config, self.step + 1)
+        self.writer = MetricWriter(spool.folder, config, self.step + 1)
         self.screen = Screen(self.step, training.steps, training.log_every)
-        self.profiler = Profiler(workdir / "tensorboard", training.profile)
+        self.profiler = Profiler(spool.folder / BOARD, training.profile, workdir / BOARD)
         self.spread = Spread(training.log_every)
         self.feed = open_feed(self.mixture, self.mesh, self.step, training.steps)
         self.ledger.spent("start", step=self.step)
@@ -182,8 +185,10 @@ class Run:
         return True
 
     def save(self) -> None:
-        """Starts to write a checkpoint."""
+        """Starts to write a checkpoint; the numbers of its steps are stored first, so that none is missing with it."""
         self.report()
+        self.writer.publish()
+        self.spool.publish()
         data_state = {"seed": self.config.seed, "next_step": self.step, "fingerprint": self.mixture.fingerprint}
         self.saver.save(self.state, self.config, self.tokenizer, data_state)
         self.finished("checkpoint")
@@ -195,9 +200,9 @@ class Run:
         self.finished("checkpoint")
 
     def saved(self, step: int) -> None:
-        """A checkpoint is complete: what was measured up to it shall be as safe as it is."""
+        """A checkpoint is complete."""
         self.ledger.saved(step)
-        self.writer.publish()
+        self.spool.publish()
         self.meter.restart()
 
     def close(self) -> None:

@@ -162,3 +162,25 @@ def test_what_cudnn_cannot_read_is_left_to_xla_with_the_reason(monkeypatch, capl
     assert kernels.token_attention_for(gpu, asked, jnp.dtype(dtype), int8) is None and reason in caplog.text
     assert kernels.token_attention_for(gpu, text(width=256, heads=4), jnp.dtype(jnp.bfloat16), False) is not None
     assert kernels.token_attention_for(mesh_of(), text(width=256, heads=4), jnp.dtype(jnp.bfloat16), False) is None
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("heads, width", [(4, 256), (8, 1024)])
+def test_on_a_gpu_cudnn_reads_the_entries_that_are_taken_and_no_others(heads, width):
+    """In bfloat16; the reference computes in float32 from the same numbers."""
+    device = jax.devices("gpu")[0]
+    mesh = make_mesh(dict(data=1, fsdp=1, tensor=1, context=1), [device])
+    attention = kernels.token_attention_for(mesh, text(width=width, heads=heads), jnp.dtype(jnp.bfloat16), False)
+    assert attention is not None
+    B, S, K = 6, 256, width // heads
+    keys = jax.random.split(jax.random.key(0), 3)
+    shapes = [(B, 1, heads, K), (B, heads, S, K), (B, heads, S, K)]
+    q, k, v = (jax.random.normal(key, shape, jnp.bfloat16) for key, shape in zip(keys, shapes, strict=True))
+    lengths = jnp.array([1, 2, 100, 128, 255, 256])
+    # What lies behind a text's end is nobody's.
+    beyond = jnp.arange(S)[None, None, :, None] >= lengths[:, None, None, None]
+    found = jax.jit(attention)(*jax.device_put((q, k, jnp.where(beyond, 1e4, v).astype(v.dtype), lengths), device))
+    scores = jnp.einsum("bthk,bhsk->bhts", q, k, precision="highest", preferred_element_type=jnp.float32) * K**-0.5
+    weights = jax.nn.softmax(jnp.where(beyond[..., 0][:, :, None], -jnp.inf, scores), axis=-1)
+    wanted = jnp.einsum("bhts,bhsk->bthk", weights, v.astype(jnp.float32), precision="highest")
+    assert jnp.abs(found.astype(jnp.float32) - wanted).max() <= 2e-2 * jnp.abs(wanted).max()

@@ -225,6 +225,6 @@ def test_a_flipped_bit_is_never_loaded(made, workdir, capsys):
     assert names(workdir) == ["3", "6", "unreadable-9"]
 
 
-def test_an_address_is_no_folder():
-    with pytest.raises(UserError, match="gs://b/x: give a folder, such as a mounted bucket"):
-        checkpoint.restore("gs://b/x")
+def test_of_addresses_those_of_google_alone_are_read():
+    with pytest.raises(UserError, match="--checkpoint s3://b/x: .* mount other buckets as folders"):
+        checkpoint.restore("s3://b/x")

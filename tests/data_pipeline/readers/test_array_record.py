@@ -30,7 +30,7 @@ def test_every_record_is_a_document(tmp_path, options):
     path = written(tmp_path / "a.array_record", [example(text=f"T{i}", jpg=b"p") for i in range(300)], options)
     found = read(path, template="{jpg:image}{text}")
     assert [document.parts for document in found] == [(Media("image", b"p"), Text(f"T{i}")) for i in range(300)]
-    assert found[17].where == f"{path}:17"
+    assert found[17].where == f"{path}[17]"
 
 
 def test_a_file_in_a_bucket_is_copied(tmp_path):
@@ -53,7 +53,7 @@ def test_damage_costs_the_records_that_are_compressed_together(tmp_path, group, 
     found = read(path)
     errors = [error for error in found if isinstance(error, RecordError)]
     assert len(found) == 200 and len(errors) == lost and all("hash mismatch" in error.why for error in errors)
-    assert any(error.where == f"{path}:105" for error in errors)
+    assert any(error.where == f"{path}[105]" for error in errors)
     assert all(document.parts[0].text.encode() in records[n] for n, document in enumerate(found) if n < 100)
 
 
@@ -62,7 +62,7 @@ def test_a_file_that_was_cut_off_has_lost_the_list_of_its_records(tmp_path, size
     path = written(tmp_path / "a.array_record", [example(text=f"T{i}" * 50) for i in range(300)])
     path.write_bytes(path.read_bytes()[:size])
     (error,) = read(path)
-    assert isinstance(error, FileError) and error.where == f"{path}:0" and "is cut off or damaged" in error.why
+    assert isinstance(error, FileError) and error.where == f"{path}[0]" and "is cut off or damaged" in error.why
 
 
 def test_a_file_that_is_gone_is_no_damage(tmp_path):
@@ -92,4 +92,4 @@ def test_fuzz(tmp_path, options):
 def test_documents_are_named_by_their_number(tmp_path):
     found = read(written(tmp_path / "a.array_record", [example(text="T"), b"", example(text="U")]))
     assert [isinstance(each, Document) for each in found] == [True, False, True]
-    assert found[1].where.endswith(":1") and found[1].why == "is empty"
+    assert found[1].where.endswith("[1]") and found[1].why == "is empty"

@@ -2,6 +2,7 @@
 
 import io
 import threading
+import tracemalloc
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -32,7 +33,7 @@ def test_fineweb_is_read_by_the_column_of_its_text(tmp_path):
     path = written(tmp_path / "a.parquet", columns, row_group_size=130)
     found = read(path)
     assert [document.parts for document in found] == [(Text(f"Page {i}."),) for i in range(500)]
-    assert found[131].where == f"{path}:131"
+    assert found[131].where == f"{path}[131]"
     assert read(path, template="{id}: {text}")[7].parts == (Text("7: Page 7."),)
 
 
@@ -47,7 +48,7 @@ def test_what_img2dataset_could_not_download_is_absent(tmp_path):
     first, failed, last = read(written(tmp_path / "a.parquet", columns), template="{jpg:image}{caption}")
     assert first.parts == (Media("image", b"pixels"), Text("One.")) and last.parts[0].data == b"more"
     assert type(failed) is Absent and failed.kind == "absent"
-    assert str(failed) == f"{tmp_path}/a.parquet:1: its status is failed_to_download: HTTP Error 404"
+    assert str(failed) == f"{tmp_path}/a.parquet[1]: its status is failed_to_download: HTTP Error 404"
 
 
 def test_media_are_bytes_or_files_beside_as_hugging_face_has_them(tmp_path):
@@ -136,8 +137,10 @@ def test_a_damaged_page_costs_its_row_group(tmp_path):
     path.write_bytes(data)
     found = read(path)
     (error,) = [each for each in found if isinstance(each, RecordError)]
-    assert isinstance(error, FileError) and error.where == f"{path}:300" and "left out from row 300 to 400" in error.why
-    assert [d.where.rsplit(":")[-1] for d in found if isinstance(d, Document)] == [
+    assert (
+        isinstance(error, FileError) and error.where == f"{path}[300]" and "left out from row 300 to 400" in error.why
+    )
+    assert [d.where[len(f"{path}[") : -1] for d in found if isinstance(d, Document)] == [
         str(i) for i in range(1000) if not 300 <= i < 400
     ]
 
@@ -150,8 +153,13 @@ def test_a_row_group_is_not_held_in_memory(tmp_path):
     written(path, {"jpg": [image] * rows, "big": [image] * rows}, **keys)
     assert pq.read_metadata(path).num_row_groups == 1 and path.stat().st_size > 190_000_000
     reader, before = Parquet("train", dict(train=str(path)), template="{jpg:image}"), pa.total_allocated_bytes()
-    most = max(pa.total_allocated_bytes() - before for _ in reader.read(str(path)))
-    assert most < 30_000_000
+    tracemalloc.start()  # what pyarrow reads through Python's files is Python's memory
+    try:
+        most = max(pa.total_allocated_bytes() - before for _ in reader.read(str(path)))
+        most += tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert most < 40_000_000
 
 
 def test_two_threads_read_one_file(tmp_path):

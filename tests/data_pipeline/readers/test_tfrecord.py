@@ -45,7 +45,7 @@ def test_img2dataset_s_features_are_a_pair(tmp_path):
     path = written(tmp_path / "00000.tfrecord", [example(**record)] * 3)
     found = read(path, template="{jpg:image}{txt}")
     assert [document.parts for document in found] == [(Media("image", record["jpg"]), Text("Ä caption."))] * 3
-    assert found[2].where == f"{path}:2"
+    assert found[2].where == f"{path}[2]"
     assert read(path, template="{key}, {width}")[0].parts == (Text("000000000, 256"),)
 
 
@@ -72,7 +72,7 @@ def test_what_is_not_there_or_no_text_is_named(tmp_path):
         b"\x0a\xff\xff",
     ]
     errors = read(written(tmp_path / "a.tfrecord", records))
-    assert [error.where for error in errors] == [f"{tmp_path}/a.tfrecord:{n}" for n in range(6)]
+    assert [error.where for error in errors] == [f"{tmp_path}/a.tfrecord[{n}]" for n in range(6)]
     whys = ["did you mean txt", "[\"b'a'\", \"b'b'\"], no text", "its text is no UTF-8", "is [], no text", "is empty"]
     for error, why in zip(errors, [*whys, "is no tf.train.Example"], strict=True):
         assert type(error) is RecordError and why in error.why, (why, error.why)
@@ -95,7 +95,7 @@ def test_after_a_wrong_length_or_the_end_nothing_can_be_read(tmp_path):
     data, size = path.read_bytes(), path.stat().st_size // 9
     path.write_bytes(data[: 5 * size] + struct.pack("<Q", 2**62) + data[5 * size + 8 :])
     *before, last = read(path)
-    assert len(before) == 5 and isinstance(last, FileError) and str(last).startswith(f"{path}:5: is damaged, or no TF")
+    assert len(before) == 5 and isinstance(last, FileError) and str(last).startswith(f"{path}[5]: is damaged, or no TF")
     for cut, why in {size - 2: "is cut off in a record of", 5: "is cut off in the length of a record"}.items():
         path.write_bytes(data[: 3 * size + cut])
         *before, last = read(path)

@@ -4,8 +4,6 @@ https://arxiv.org/abs/2306.16527, https://huggingface.co/datasets/HuggingFaceM4/
 https://arxiv.org/abs/2406.08418, https://huggingface.co/datasets/OpenGVLab/OmniCorpus-CC
 """
 
-import contextlib
-import os.path
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -21,29 +19,29 @@ END = "END_OF_DOCUMENT_TOKEN_TO_BE_REPLACED"
 PLACEHOLDER = "<image>"
 
 
-class InterleavedParquet(FileReader):
-    """Kind `interleaved_parquet`: columns `images` and `texts`, where each position has one of the two.
+class Obelics(FileReader):
+    """Kind `obelics`: columns `images` and `texts`, where each position has one of the two.
 
-    An image is an address, looked up in `store`, or its bytes, or a struct of bytes and path. As in OBELICS, one that
-    was not downloaded is left out and the rest of its page stays; for each such page an `Absent` is counted. Images
-    that OmniCorpus's `valid_image` refuses are left out without a word. A page that says that it is several becomes
-    several documents.
+    An image is its bytes, {"bytes": ..., "path": ...} as the hub's `Image()` stores it, or, as published, its address:
+    its bytes then come from the tars into which img2dataset downloaded them. As in OBELICS's own pipeline, an image
+    that is nowhere is left out, and a page without any that is left too; either way an `Absent` is counted.
+    Images that OmniCorpus's `valid_image` refuses are left out without a word. A page that says that it is several
+    becomes several documents.
 
     Args:
       split: "train", "validation" or "test".
       splits: for each split its files, see `FileReader`.
-      store: an index that `data_pipeline.readers.url_store` made; needed where images are addresses.
+      images: of the tars, "obelics_images/*.tar"; "" where the rows have the bytes.
 
     Raises:
-      DataError: the first file has no such columns, or there is no such store.
+      DataError: the first file has no such columns, or there are no such tars.
     """
 
-    def __init__(self, split: str, splits: dict[str, str | Sequence[str]], store: str = ""):
+    def __init__(self, split: str, splits: dict[str, str | Sequence[str]], images: str = ""):
         super().__init__(split, splits)
-        self._store = store
-        if store:
-            UrlStore(store).close()
-            self.fingerprint = digest(self.fingerprint, os.path.getsize(os.path.expanduser(store)))
+        self._store = UrlStore(images) if images else {}
+        if images:
+            self.fingerprint = digest(self.fingerprint, self._store.fingerprint)
         for path in self._files:
             try:
                 schema = parquet.schema(path)
@@ -53,23 +51,23 @@ class InterleavedParquet(FileReader):
             break
 
     def documents(self, path: str) -> Iterator[Document | RecordError]:
-        store = UrlStore(self._store) if self._store else None
-        with contextlib.closing(store) if store else contextlib.nullcontext():
-            for number, row in parquet.rows(path, lambda schema: self._columns(path, schema)):
-                where = f"{path}:{number}"
-                try:
-                    if isinstance(row, RecordError):
-                        raise row
-                    items, absent = _items(row, store.find if store else _no_store)
-                    pages = _split(items)
-                    for n, page in enumerate(pages):
-                        yield Document(tuple(in_order(page, "\n\n")), f"{where}.{n}" if len(pages) > 1 else where)
-                    if absent:
-                        yield Absent(where, f"{absent} of its images were not downloaded")
-                except FileError as error:
-                    yield error
-                except RecordError as error:
-                    yield RecordError(where, error.why)
+        for number, row in parquet.rows(path, lambda schema: self._columns(path, schema)):
+            where = f"{path}[{number}]"
+            try:
+                if isinstance(row, RecordError):
+                    raise row
+                items, absent = _items(row, self._image)
+                if absent and not any(isinstance(item, Media) for item in items):
+                    raise Absent(where, f"none of its {absent} images is there")
+                pages = _split(items)
+                for n, page in enumerate(pages):
+                    yield Document(tuple(in_order(page, "\n\n")), f"{where}.{n}" if len(pages) > 1 else where)
+                if absent:
+                    yield Absent(where, f"{absent} of its images are not there")
+            except (FileError, Absent) as error:
+                yield error
+            except RecordError as error:
+                yield RecordError(where, error.why)
 
     def _columns(self, path: str, schema: Any) -> list[str]:
         from pyarrow import types
@@ -83,11 +81,24 @@ class InterleavedParquet(FileReader):
         images = schema.field("images").type.value_type
         fit = (types.is_struct, types.is_binary, types.is_large_binary, types.is_null)
         if not self._store and not any(fits(images) for fits in fit):
-            raise DataError(f"{path}: its images are addresses; give a store, see data_pipeline/readers/url_store.py")
+            raise DataError(f"{path}: its images are addresses; give the source images, the tars that img2dataset made")
         return ["images", "texts", *(["valid_image"] if "valid_image" in schema.names else [])]
 
+    def _image(self, image: Any) -> Media | None:
+        """The image of a cell; None if its bytes are nowhere."""
+        if isinstance(image, dict):
+            image = image.get("bytes") or image.get("path")
+        if isinstance(image, str):
+            data, place = (self._store and self._store[image]) or (b"", None)
+            if place and len(data) < place.size:
+                raise RecordError("", f"of its image {image}, {place.path} has only {len(data)} of {place.size} bytes")
+            return Media("image", data, place) if data else None
+        if image and not isinstance(image, bytes):
+            raise RecordError("", f"one of its images is {str(image)[:40]}; images are bytes or addresses")
+        return Media("image", image) if image else None
 
-def _items(row: dict[str, Any], find: Callable[[str], Media | None]) -> tuple[list[str | Media], int]:
+
+def _items(row: dict[str, Any], find: Callable[[Any], Media | None]) -> tuple[list[str | Media], int]:
     """Texts and images of a page in order, and how many images are not there.
 
     Raises:
@@ -107,7 +118,7 @@ def _items(row: dict[str, Any], find: Callable[[str], Media | None]) -> tuple[li
                 raise RecordError("", f"its text {n} is none: {str(text)[:40]}")
             items.append(text)
         elif n not in refused:
-            found = _image(image, find)
+            found = find(image)
             absent += found is None
             items += [found] if found else []
     return items, absent
@@ -121,20 +132,6 @@ def _refused(valid: Any, images: Sequence[Any]) -> set[int]:
     if not isinstance(valid, list) or len(valid) != len(positions):
         raise RecordError("", f"valid_image does not have one value for each of the {len(positions)} images")
     return {n for n, wanted in zip(positions, valid, strict=True) if not wanted}
-
-
-def _image(image: Any, find: Callable[[str], Media | None]) -> Media | None:
-    if isinstance(image, dict):
-        image = image.get("bytes") or image.get("path")
-    if isinstance(image, str):
-        return find(image)
-    if image and not isinstance(image, bytes):
-        raise RecordError("", f"one of its images is {str(image)[:40]}; images are bytes or addresses")
-    return Media("image", image) if image else None
-
-
-def _no_store(url: str) -> None:
-    return None
 
 
 def _split(items: Sequence[str | Media]) -> list[list[str | Media]]:

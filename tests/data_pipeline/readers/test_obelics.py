@@ -2,9 +2,6 @@
 
 import io
 import json
-import sqlite3
-import subprocess
-import sys
 import tarfile
 
 import pyarrow as pa
@@ -13,10 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.documents import Absent, DataError, Document, FileError, Media, RecordError, Text
+from data_pipeline.documents import Absent, DataError, Document, FileError, Media, Text
 from data_pipeline.files import opened
-from data_pipeline.readers.interleaved_parquet import END, InterleavedParquet
-from data_pipeline.readers.url_store import UrlStore, write_store
+from data_pipeline.readers.obelics import END, Obelics
 from tests.data_pipeline.readers.fuzz import survives
 
 FILE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
@@ -39,7 +35,9 @@ def downloaded(folder, images, shard=0, missing=()):
         for n, (url, data) in enumerate([*images.items(), *dict.fromkeys(missing).items()]):
             key = f"{shard:05}{n:04}"
             rows.append({"url": url, "key": key, "status": "success" if data else "failed_to_download"})
-            for suffix, content in {"jpg": data, "txt": b"alt", "json": b"{}"}.items() if data else ():
+            for suffix, content in (
+                {"jpg": data, "txt": b"alt", "json": json.dumps({"url": url}).encode()}.items() if data else ()
+            ):
                 info = tarfile.TarInfo(f"{key}.{suffix}")
                 info.size = len(content)
                 tar.addfile(info, io.BytesIO(content))
@@ -52,20 +50,19 @@ def store(tmp_path):
     images = tmp_path / "images"
     downloaded(images, {"http://a/1.jpg": b"one", "http://a/ä 2.jpg": b"two"}, 0, ["http://a/lost.jpg"])
     downloaded(images, {"http://a/3.jpg": b"three"}, 1)
-    assert write_store(images / "urls.sqlite", f"{images}/*.tar") == 3
-    return str(images / "urls.sqlite")
+    return f"{images}/*.tar"
 
 
 def read(path, **keys):
-    reader = InterleavedParquet("train", dict(train=str(path)), **keys)
+    reader = Obelics("train", dict(train=str(path)), **keys)
     return [each for shard in reader.shards() for each in reader.read(shard)]
 
 
 def test_obelics_finds_its_images_in_what_was_downloaded(tmp_path, store):
     row = {"images": ["http://a/1.jpg", None, "http://a/3.jpg", None], "texts": [None, "A.", None, "B.\n\nC."]}
     path = pages(tmp_path / "a.parquet", [row])
-    (document,) = read(path, store=store)
-    assert document.where == f"{path}:0"
+    (document,) = read(path, images=store)
+    assert document.where == f"{path}[0]"
     assert [part[:2] for part in document.parts if isinstance(part, Media)] == [("image", b"one"), ("image", b"three")]
     assert document.parts[1::2] == (Text("A."), Text("B.\n\nC."))
     for part in document.parts[::2]:
@@ -76,9 +73,9 @@ def test_obelics_finds_its_images_in_what_was_downloaded(tmp_path, store):
 def test_an_image_that_was_not_downloaded_is_left_out_and_counted(tmp_path, store):
     urls = ["http://a/lost.jpg", "http://a/never.jpg", "http://a/ä 2.jpg"]
     row = {"images": [None, urls[0], None, urls[1], urls[2]], "texts": ["A.", None, "B.", None, None]}
-    document, absent = read(pages(tmp_path / "a.parquet", [row]), store=store)
+    document, absent = read(pages(tmp_path / "a.parquet", [row]), images=store)
     assert [part.text if isinstance(part, Text) else part.data for part in document.parts] == ["A.", "\n\nB.", b"two"]
-    assert type(absent) is Absent and absent.why == "2 of its images were not downloaded"
+    assert type(absent) is Absent and absent.why == "2 of its images are not there"
 
 
 @pytest.mark.parametrize("kind", [FILE, pa.binary()])
@@ -112,7 +109,7 @@ def test_a_page_that_says_where_it_ends_is_several_documents(tmp_path):
     )
     assert first.parts == (Text("A."),) and third.parts == (Text("C."),)
     assert second.parts == (Text("B."), Media("image", b"i"))
-    assert [d.where.rsplit(":")[-1] for d in (first, second, third)] == ["0.0", "0.1", "0.2"]
+    assert [d.where.rsplit("[")[-1] for d in (first, second, third)] == ["0].0", "0].1", "0].2"]
 
 
 def test_rows_that_cannot_be_are_named(tmp_path):
@@ -124,7 +121,7 @@ def test_rows_that_cannot_be_are_named(tmp_path):
     ]
     *errors, last = read(pages(tmp_path / "a.parquet", rows, pa.list_(pa.binary())))
     assert last.parts == (Text("A."),)
-    assert [error.where for error in errors] == [f"{tmp_path}/a.parquet:{n}" for n in range(3)]
+    assert [error.where for error in errors] == [f"{tmp_path}/a.parquet[{n}]" for n in range(3)]
     whys = ["has an image and a text at position 0", "it has 2 images, 1 texts", "it has no images, 1 texts"]
     assert all(why in error.why for error, why in zip(errors, whys, strict=True))
 
@@ -137,13 +134,10 @@ def test_wrong_schemas_and_keys_are_named(tmp_path):
     with pytest.raises(DataError, match="column 'images' is none of image, texts; did you mean image"):
         read(path)
     pages(path, [{"images": ["http://a"], "texts": [None]}])
-    with pytest.raises(DataError, match="its images are addresses; give a store"):
+    with pytest.raises(DataError, match="its images are addresses; give the source images"):
         read(path)
-    with pytest.raises(DataError, match="no.sqlite: there is no such file; python -m"):
-        read(path, store=str(tmp_path / "no.sqlite"))
-    (tmp_path / "bad.sqlite").write_bytes(b"SQLite format 3\0" + bytes(5000))
-    with pytest.raises(DataError, match="bad.sqlite is no index of images"):
-        read(path, store=str(tmp_path / "bad.sqlite"))
+    with pytest.raises(DataError, match="no/.*.tar: there is no such file"):
+        read(path, images=str(tmp_path / "no" / "*.tar"))
     pq.write_table(pa.table({"images": ["http://a"], "texts": ["x"]}), path)
     with pytest.raises(DataError, match="column images is string, no list"):
         read(path)
@@ -152,6 +146,7 @@ def test_wrong_schemas_and_keys_are_named(tmp_path):
 @given(st.lists(st.none() | st.binary(min_size=1, max_size=9) | st.text("ab c", max_size=5), max_size=8))
 @settings(max_examples=60, deadline=None)
 def test_order_is_the_row_s(tmp_path_factory, items):
+    items = [b"first", *items]
     row = {
         "images": [item if isinstance(item, bytes) else None for item in items],
         "texts": [item if isinstance(item, str) else None for item in items],
@@ -168,42 +163,19 @@ def test_order_is_the_row_s(tmp_path_factory, items):
     assert len(absent) == (None in items)
 
 
-def test_the_store_moves_with_its_tars_and_notices_others(tmp_path, store):
-    moved = tmp_path / "moved"
-    (tmp_path / "images").rename(moved)
-    assert UrlStore(str(moved / "urls.sqlite")).find("http://a/3.jpg").data == b"three"
-    (moved / "00001.tar").write_bytes(b"short")
-    with pytest.raises(RecordError, match="00001.tar has only 0 of 5 bytes"):
-        UrlStore(str(moved / "urls.sqlite")).find("http://a/3.jpg")
-    (moved / "00001.tar").unlink()
-    with pytest.raises(RecordError, match="the tar of its image http://a/3.jpg is gone"):
-        UrlStore(str(moved / "urls.sqlite")).find("http://a/3.jpg")
+def test_a_tar_that_became_shorter_is_named(tmp_path, store):
+    reader_of = pages(tmp_path / "a.parquet", [{"images": ["http://a/3.jpg"], "texts": [None]}])
+    reader = Obelics("train", dict(train=str(reader_of)), images=store)
+    (tmp_path / "images" / "00001.tar").write_bytes(b"short")
+    (error,) = reader.read(str(reader_of))
+    assert "00001.tar has only 0 of 5 bytes" in error.why
 
 
-def test_an_index_is_made_by_a_command_and_damage_is_named(tmp_path):
-    folder = downloaded(tmp_path / "images", {f"http://a/{n}": f"{n}".encode() for n in range(50)})
-    command = [sys.executable, "-m", "data_pipeline.readers.url_store", str(folder / "i.sqlite"), f"{folder}/*.tar"]
-    assert subprocess.run(command, capture_output=True, text=True).stdout == "50 images\n"
-    (tar,) = folder.glob("*.tar")
-    data = tar.read_bytes()
-    tar.write_bytes(data[:4000])
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 1 and "00000.tar: is damaged" in done.stderr
-    tar.write_bytes(data)
-    assert UrlStore(str(folder / "i.sqlite")).find("http://a/7").data == b"7"  # the one that was there is kept
-    (folder / "00000.parquet").unlink()
-    with pytest.raises(DataError, match="00000.parquet: there is no such file; img2dataset writes it"):
-        write_store(str(folder / "i.sqlite"), f"{folder}/*.tar")
-
-
-def test_anybody_can_make_the_index(tmp_path):
-    (tmp_path / "a.bin").write_bytes(b"xxONEyy")
-    with sqlite3.connect(tmp_path / "own.sqlite") as index:
-        index.execute("CREATE TABLE tars (id INTEGER PRIMARY KEY, path TEXT)")
-        index.execute("CREATE TABLE images (url TEXT, tar, start, size)")
-        index.execute("INSERT INTO tars VALUES (1, 'a.bin')")
-        index.execute("INSERT INTO images VALUES ('http://a', 1, 2, 3)")
-    assert UrlStore(str(tmp_path / "own.sqlite")).find("http://a").data == b"ONE"
+def test_a_page_without_any_of_its_images_is_absent(tmp_path, store):
+    rows = [{"images": ["http://a/lost.jpg", None], "texts": [None, "A."]}, {"images": [None], "texts": ["B."]}]
+    absent, document = read(pages(tmp_path / "a.parquet", rows), images=store)
+    assert type(absent) is Absent and absent.why == "none of its 1 images is there"
+    assert document.parts == (Text("B."),)
 
 
 @pytest.mark.parametrize("kind", [pa.string(), FILE])
@@ -211,7 +183,7 @@ def test_fuzz(tmp_path, store, kind):
     image = {"bytes": b"pixels", "path": None} if kind is FILE else "http://a/1.jpg"
     rows = [{"images": [image, None], "texts": [None, f"Text {n}."]} for n in range(20)]
     path = pages(tmp_path / "a.parquet", rows, pa.list_(kind))
-    reader = InterleavedParquet("train", dict(train=str(path)), store=store)
+    reader = Obelics("train", dict(train=str(path)), images=store)
     print(kind, survives(lambda: reader.read(str(path)), path))
 
 
