@@ -49,7 +49,6 @@ setup(
         "fsspec>=2025.3",
         "orjson>=3.10,<4",
         "backports.zstd>=1,<2; python_version < '3.14'",
-        "google-crc32c>=1.6,<2",
         "safetensors>=0.5",
         "google-crc32c>=1.5,<2",  # of TFRecord files
         "numpy>=2,<3",

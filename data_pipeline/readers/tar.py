@@ -42,7 +42,7 @@ class Tar(SampleReader):
         super().__init__(split, splits, template, learned)
 
     def records(self, path: str) -> Iterator[tuple[str, dict[str, Any] | RecordError]]:
-        with on_disk(path) as (file, damage):
+        with _on_disk(path) as (file, damage):
             members = []
             try:
                 for name, offset, size in scan(file):
@@ -122,7 +122,7 @@ def _read(file: int, path: str, offset: int, size: int) -> tuple[bytes, Place | 
 
 
 @contextlib.contextmanager
-def on_disk(path: str) -> Iterator[tuple[BinaryIO, Exception | None]]:
+def _on_disk(path: str) -> Iterator[tuple[BinaryIO, Exception | None]]:
     """A tar as a plain file of this machine, and what cut it off while it was copied."""
     if "://" not in path and not path.endswith(COMPRESSIONS):
         with open(path, "rb") as file:

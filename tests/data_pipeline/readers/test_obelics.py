@@ -171,6 +171,15 @@ def test_a_tar_that_became_shorter_is_named(tmp_path, store):
     assert "00001.tar has only 0 of 5 bytes" in error.why
 
 
+def test_a_damaged_index_of_addresses_is_named(tmp_path, store):
+    path = pages(tmp_path / "a.parquet", [{"images": ["http://a/3.jpg"], "texts": [None]}])
+    assert isinstance(read(path, images=store)[0], Document)
+    (index,) = (tmp_path / "images").glob("*.sqlite")
+    index.write_bytes(b"nothing of the kind" * 500)
+    with pytest.raises(DataError, match="sqlite is damaged .*; remove it, and it is made again"):
+        read(path, images=store)
+
+
 def test_a_page_without_any_of_its_images_is_absent(tmp_path, store):
     rows = [{"images": ["http://a/lost.jpg", None], "texts": [None, "A."]}, {"images": [None], "texts": ["B."]}]
     absent, document = read(pages(tmp_path / "a.parquet", rows), images=store)
