@@ -95,6 +95,12 @@ class FileError(RecordError):
     kind = "file"
 
 
+class Absent(RecordError):
+    """What the corpus itself says is not there, such as an image that could not be downloaded; nothing is damaged."""
+
+    kind = "absent"
+
+
 class RowError(RecordError):
     """A document does not fit into the rows of its source."""
 

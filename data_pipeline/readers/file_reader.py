@@ -73,7 +73,7 @@ class FileReader:
 class RecordReader(FileReader):
     """Base class for formats whose records have fields, which a template makes a document of.
 
-    A format has `records(path)`, and, where a field of media is no name of a file, its own `media`.
+    A format has `records(path)`, and, where a field of media is neither bytes nor the name of a file, its own `media`.
     """
 
     def __init__(self, split: str, splits: dict[str, str], template: str, learned: Sequence[str] = ()):
@@ -92,7 +92,9 @@ class RecordReader(FileReader):
         raise NotImplementedError
 
     def media(self, path: str, field: str, kind: str, value: Any) -> bytes | Media:
-        """The item that a field of the file at `path` holds; here its value names a file beside."""
+        """The item that a field of the file at `path` holds; here its value is its bytes, or names a file beside."""
+        if isinstance(value, bytes):
+            return value
         if not isinstance(value, str):
             raise RecordError("", f"its {field} is {_shown(value)}, no name of a file")
         return Media(kind, *beside(path, value, field))
@@ -118,10 +120,7 @@ class RecordReader(FileReader):
             if isinstance(found, int | float) and not isinstance(found, bool):
                 return str(found)
             if isinstance(found, bytes):
-                try:
-                    return found.decode()
-                except UnicodeDecodeError as error:
-                    raise RecordError("", f"its {field} is no UTF-8: {error}") from error
+                return _decoded(found, field)
             if not isinstance(found, str):
                 raise RecordError("", f"its {field} is {_shown(found)}, no text")
             return found
@@ -151,6 +150,13 @@ def beside(path: str, name: str, field: str = "file") -> tuple[bytes, Place]:
     except (*MISSING, ValueError) as error:  # ValueError: a name that no file can have
         raise RecordError("", f"its {field} {name!r} is no file in the folder") from error
     return data, Place(address, 0, len(data))
+
+
+def _decoded(data: bytes, field: str) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise RecordError("", f"its {field} is no UTF-8 ({error.reason} at byte {error.start})") from error
 
 
 def _shown(value: Any) -> str:

@@ -1,20 +1,20 @@
-"""Any TensorFlow Datasets dataset that is prepared, by name, in whatever file format."""
+"""Any prepared TensorFlow Datasets dataset, by name, whatever its files are."""
 
+import struct
+import zlib
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
-from data_pipeline.documents import DataError, Document, Media, RecordError, Text
-from data_pipeline.readers import digest
-from data_pipeline.readers.examples import DAMAGED, parsed, serialized
-from data_pipeline.readers.file_reader import RecordReader
-from data_pipeline.readers.tfds_features import audio_problem, modality, values
+from data_pipeline.documents import DataError, Document, FileError, Media, RecordError
+from data_pipeline.readers import array_record, digest, parquet, tfds_features, tfrecord
+from data_pipeline.readers.examples import Serialized, features
+from data_pipeline.readers.interleaved import in_order
 from data_pipeline.template import Template, unknown
 from data_pipeline.tensorflow_alone import tensorflow
 
 
-class Tfds(RecordReader):
-    """Kind `tfds`.
+class Tfds:
+    """Kind `tfds`: a record a document, its images and sounds encoded as they are stored.
 
     Args:
       split: "train", "validation" or "test".
@@ -25,7 +25,7 @@ class Tfds(RecordReader):
         as it is, a ClassLabel by its name, Text and numbers as text.
       learned: features of the template whose text the model learns to write; all text if empty.
       interleaved: instead of a template, the names of two sequences, ("images", "texts"): a text stands for itself, an
-        empty one for the next image that is not empty (in OBELICS, each position has exactly one of the two).
+        empty one for the next image that is not empty.
       sample_rate: in hertz, of Audio that does not state its own.
 
     Raises:
@@ -46,7 +46,10 @@ class Tfds(RecordReader):
         tensorflow()
         import tensorflow_datasets as tfds
 
-        builder = tfds.builder(name, data_dir=data_dir or None)
+        try:
+            builder = tfds.builder(name, data_dir=data_dir or None)
+        except tfds.core.DatasetNotFoundError as error:  # which goes on with the names of all there are
+            raise DataError(f"dataset {name}: {str(error).splitlines()[0]}") from error
         if not builder.is_prepared():
             raise DataError(f"dataset {name} is not in {builder.data_dir}; run `tfds build {name}` first")
         if split not in splits:
@@ -58,97 +61,141 @@ class Tfds(RecordReader):
         self._dataset, self._all_features, self._features = name, builder.info.features, {}
         self._rate, self._interleaved, self._template = sample_rate, tuple(interleaved), None
         if template:
-            self._template = Template(template, learned, self.kind_of)
+            self._template = Template(template, learned, self._kind)
         else:
-            self._medium, *others = (self.kind_of(field, "") for field in interleaved)
+            self._medium, *others = (self._kind(field) for field in interleaved)
             if not self._medium or others != [""]:
                 raise DataError(f"dataset {name}: interleaved is {self._interleaved}; name media first, then texts")
 
-        found = builder.info.splits[splits[split]]
-        self._name = f"{builder.info.full_name}:{splits[split]}"
-        self._form = str(builder.info.file_format.value)
-        self._instructions, before = {}, 0
-        for file in found.file_instructions:
-            self._instructions[file.filename] = (file.skip, file.take, before)
-            before += file.take
-        self._files = tuple(self._instructions)
-        self._shares = dict.fromkeys(self._files, (0.0, 100.0))
-        self.size = int(found.num_bytes or builder.info.dataset_size)
-        files = [(Path(file.filename).name, file.skip, file.take) for file in found.file_instructions]
-        self.fingerprint = digest(self._name, files, str(builder.info.dataset_size))
+        try:
+            self._files = {_shard(file): file for file in builder.info.splits[splits[split]].file_instructions}
+        except ValueError as error:  # of TFDS's syntax
+            raise DataError(f"dataset {name}: {str(error).splitlines()[-1]}") from error
+        self._name, self._first, count = f"{builder.info.full_name}:{splits[split]}", {}, 0
+        for shard, file in self._files.items():
+            self._first[shard] = count
+            count += file.take
+        everything = sum(each.num_examples for each in builder.info.splits.values())
+        self.size = int(builder.info.dataset_size) * count // max(everything, 1)  # TFDS knows no size of "train[:5%]"
+        self._serialized = _reader_of(builder.info.file_format)
+        files = [(shard.rsplit("/", 1)[-1], file.examples_in_shard) for shard, file in self._files.items()]
+        self.fingerprint = digest(self._name, files, int(builder.info.dataset_size))
 
-    def kind_of(self, field: str, spec: str) -> str:
+    def shards(self) -> Sequence[str]:
+        """Files and which of their records: "train.tfrecord-00001-of-00002[0:3]"."""
+        return tuple(self._files)
+
+    def read(self, shard: str) -> Iterator[Document | RecordError]:
+        """See `Reader.read`."""
+        file, last, damaged = self._files[shard], -1, False
+        end = file.skip + file.take
+        for number, data in self._serialized(file.filename):
+            if number >= end:
+                return
+            last, damaged = number, damaged or isinstance(data, FileError)
+            if isinstance(data, FileError):
+                yield data
+            elif number >= file.skip:
+                yield self._document(data, f"{self._name}[{self._first[shard] + number - file.skip}]")
+        if last + 1 < end and not damaged:
+            yield FileError(file.filename, f"has {last + 1} records; the dataset says {file.examples_in_shard}")
+
+    def _document(self, data: bytes | RecordError, where: str) -> Document | RecordError:
+        try:
+            if isinstance(data, RecordError):
+                raise data
+            example = features(data)
+            if self._template:
+                parts = self._template.parts(lambda name, kind: self._only(example, name))
+            else:
+                parts = in_order(self._sequence(example))
+            return Document(tuple(parts), where)
+        except RecordError as error:
+            return RecordError(where, error.why)
+        # No UTF-8, samples that are none. Of a mistake in the code the record is innocent.
+        except (ValueError, IndexError, struct.error, zlib.error) as error:
+            return RecordError(where, f"cannot be read ({type(error).__name__}: {error})")
+
+    def _only(self, example: Any, name: str) -> str | bytes:
+        found = self._values(example, name)
+        if len(found) != 1:
+            raise RecordError("", f"its {name} has {len(found)} values")
+        return found[0]
+
+    def _sequence(self, example: Any) -> Iterator[str | Media]:
+        media, texts = (self._values(example, name) for name in self._interleaved)
+        media = [item for item in media if item]
+        for text in texts:
+            if text.strip():
+                yield text
+            elif media:
+                yield Media(self._medium, media.pop(0))
+        if media:
+            raise RecordError("", f"{len(media)} more of {self._interleaved[0]} than empty texts")
+
+    def _values(self, example: Any, name: str) -> list[str | bytes]:
+        if name not in example:  # example[name] would make an empty one
+            raise RecordError("", f"has no {name}")
+        return tfds_features.values(self._features[name], example[name], self._rate)
+
+    def _kind(self, name: str, spec: str = "") -> str:
         """The modality of a feature, which is looked up once and kept for its values."""
         known = self._all_features
-        if field not in known:
-            raise DataError(f"dataset {self._dataset}: feature {unknown(field, list(known))}")
-        sequence = bool(self._interleaved) and hasattr(known[field], "feature")
-        feature = known[field].feature if sequence else known[field]
-        kind, problem = modality(feature), f"dataset {self._dataset}: feature {field!r}"
+        if name not in known:
+            raise DataError(f"dataset {self._dataset}: feature {unknown(name, list(known))}")
+        sequence = bool(self._interleaved) and hasattr(known[name], "feature")
+        feature = known[name].feature if sequence else known[name]
+        kind = tfds_features.modality(feature)
+        problem = f"dataset {self._dataset}: feature {name!r}"
         if kind is None:
             raise DataError(f"{problem} is {feature}; only images, audio, labels, texts and numbers fit")
         if spec not in ("", kind):
-            raise DataError(f"{problem} is {kind or 'text'}, not {spec}; write {{{field}}}")
-        if kind == "audio" and (why := audio_problem(feature, self._rate, sequence)):
+            raise DataError(f"{problem} is {kind or 'text'}, not {spec}; write {{{name}}}")
+        if kind == "audio" and (why := tfds_features.audio_problem(feature, self._rate, sequence)):
             raise DataError(f"{problem} {why}")
-        self._features[field] = feature
+        self._features[name] = feature
         return kind
 
-    def records(self, path: str) -> Iterator[tuple[str, dict[str, list] | RecordError]]:
-        """The values of the features of each record."""
-        skip, take, before = self._instructions[path]
-        for i, record in enumerate(serialized(path, self._form)):
-            if i >= skip + take:
-                return
-            if i >= skip:
-                yield (
-                    f"{self._name}[{before + i - skip}]",
-                    record if isinstance(record, RecordError) else self._read(record),
-                )
 
-    def _read(self, record: bytes) -> dict[str, list] | RecordError:
-        try:
-            example = parsed(record)
-            return {name: values(feature, example[name], self._rate) for name, feature in self._features.items()}
-        except DAMAGED as error:
-            return RecordError("", f"cannot be read ({type(error).__name__}: {error})")
-
-    def documents(self, path: str) -> Iterator[Document | RecordError]:
-        for where, record in self.records(path):
-            try:
-                if isinstance(record, RecordError):
-                    raise record
-                parts = self._parts(record) if self._template else self._sequence(record)
-                yield Document(tuple(parts), where)
-            except RecordError as error:
-                yield RecordError(where, error.why)
-
-    def _parts(self, record: dict[str, list]) -> list[Text | Media]:
-        def value(field: str, kind: str) -> Any:
-            if not record[field]:
-                raise RecordError("", f"its {field} is empty")
-            return record[field][0]
-
-        return self._template.parts(value)
-
-    def _sequence(self, record: dict[str, list]) -> list[Text | Media]:
-        media, texts = (record[name] for name in self._interleaved)
-        return interleaved([item for item in media if item], texts, self._medium, self._interleaved[0])
+def _shard(file: Any) -> str:
+    return f"{file.filename}[{file.skip}:{file.skip + file.take}]"
 
 
-def interleaved(media: list[bytes], texts: list[str], kind: str, name: str) -> list[Text | Media]:
-    """Texts, and the next item where a text is empty.
+def _reader_of(file_format: Any):
+    """What reads the serialized records of a file in one of TFDS's formats."""
+    known = {"tfrecord": tfrecord.serialized, "array_record": array_record.serialized, "parquet": _of_parquet}
+    return known.get(file_format.value) or (lambda path: _by_tfds(path, file_format))
 
-    Raises:
-      RecordError: there are more items than empty texts; `name` is what they are called.
-    """
-    media, parts = list(media), []
-    for text in texts:
-        if text.strip():
-            # Two texts in a row are two paragraphs.
-            parts.append(Text("\n" + text if parts and isinstance(parts[-1], Text) else text))
-        elif media:
-            parts.append(Media(kind, media.pop(0)))
-    if media:
-        raise RecordError("", f"{len(media)} more of {name} than empty texts")
-    return parts
+
+def _of_parquet(path: str) -> Serialized:
+    """TFDS puts Examples into a column of bytes."""
+
+    def data(schema: Any) -> list[str]:
+        if "data" not in schema.names:
+            raise FileError(path, f"has no column data but {', '.join(schema.names)}: TFDS did not write it")
+        return ["data"]
+
+    try:
+        for number, row in parquet.rows(path, data):
+            found = row if isinstance(row, RecordError) else row["data"]
+            yield number, found if isinstance(found, bytes | RecordError) else RecordError("", "has no bytes in data")
+    except FileError as error:
+        yield 0, error
+
+
+def _by_tfds(path: str, file_format: Any) -> Serialized:
+    """A format of which TFDS alone knows how it is read (Riegeli); damage costs the rest of the file."""
+    import tensorflow as tf
+    from tensorflow_datasets.core.file_adapters import ADAPTER_FOR_FORMAT
+
+    number = 0
+    try:
+        for data in ADAPTER_FOR_FORMAT[file_format].make_tf_data(path).as_numpy_iterator():
+            yield number, data
+            number += 1
+    except ImportError as error:
+        raise DataError(f"{path}: {file_format.value} needs a library that is not installed: {error}") from error
+    except tf.errors.DataLossError as error:
+        yield number, FileError(path, f"cannot be read to its end ({error.message[:200]})")
+    except tf.errors.OpError as error:
+        raise OSError(f"{path} cannot be read: {error.message}") from error

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_pipeline.documents import Place
+from data_pipeline.documents import DataError, Place
 from data_pipeline.files import damages, found
 from data_pipeline.readers import digest
 from data_pipeline.readers.tar import scan
@@ -37,7 +37,10 @@ class UrlStore:
     def __getitem__(self, address: str) -> tuple[bytes, Place] | None:
         """The image's bytes and their place; None if no tar has it."""
         query = "select tar, first, size from images where address = ?"
-        row = self._database.execute(query, (_hash(address),)).fetchone()
+        try:
+            row = self._database.execute(query, (_hash(address),)).fetchone()
+        except sqlite3.Error as error:
+            raise DataError(f"{self._file} is damaged ({error}); remove it, and it is made again") from error
         if row is None:
             return None
         place = Place(list(self._tars)[row[0]], row[1], row[2])
