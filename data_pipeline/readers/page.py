@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import unquote_to_bytes, urljoin
 
-from data_pipeline.documents import Media, Text
+from data_pipeline.documents import DataError, Media, Text
 from data_pipeline.readers import bombs
 from data_pipeline.readers.pictures import from_base64, is_picture
 
@@ -74,7 +74,22 @@ def _encoding(label: str | None) -> str | None:
     return LARGER.get(label) or (label if ENCODINGS.match(label) else None)
 
 
-def page_parts(html: str, base: str, find: Callable[[str], Media | None]) -> tuple[list[Text | Media], int]:
+def parser():
+    """The library that parses pages.
+
+    Raises:
+      DataError: it is not installed.
+    """
+    try:
+        import selectolax.lexbor
+    except ImportError as error:
+        raise DataError(f"pages are read with selectolax: pip install 'kosmos_jax[data]' ({error})") from error
+    return selectolax.lexbor
+
+
+def page_parts(
+    html: str, base: str, find: Callable[[str], Media | None], leave_out: str = LEFT_OUT
+) -> tuple[list[Text | Media], int]:
     """A page's parts, and how many of its pictures are left out since nobody has their bytes.
 
     A picture that stands there more than once is taken once.
@@ -82,19 +97,18 @@ def page_parts(html: str, base: str, find: Callable[[str], Media | None]) -> tup
     Args:
       base: address of the page, "" for pictures by relative path.
       find: the picture of an address that is joined to the base. Not called for data: URLs.
+      leave_out: CSS selectors of elements that are no part of the text.
 
     Raises:
       RecordError: it should not be parsed, see `bombs`. It has no name of the page yet.
     """
-    from selectolax.lexbor import LexborHTMLParser
-
     bombs.check(html)
-    tree = LexborHTMLParser(html)
+    tree = parser().LexborHTMLParser(html)
     if tree.body is None:
         return [], 0
     if (first := tree.css_first("base[href]")) is not None:
         base = _joined(base, first.attributes["href"])
-    for node in tree.body.css(LEFT_OUT):
+    for node in tree.body.css(leave_out):
         if node.parent is not None and node.tag != "body":
             node.decompose(recursive=False)  # it goes with all that is in it
     pictures, page = _Pictures(base, find), _Page()
