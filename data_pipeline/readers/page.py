@@ -34,6 +34,8 @@ BLOCKS = frozenset(
 )
 # Where scripts that load pictures late keep the address; src is a placeholder then.
 LATE = ("data-src", "data-original", "data-lazy-src", "data-lazy")
+# Of one picture.
+MAX_SIZES = 50
 BETWEEN = re.compile(r",\s+|(?<=\d[wx]),")
 LABEL = re.compile(rb"""(?:<meta[^>]{0,200}?charset|<\?xml[^>]{0,200}?encoding)\s*=\s*["']?\s*([\w.:-]+)""", re.I)
 # Encodings that pages have, https://encoding.spec.whatwg.org: some are read as a larger one.
@@ -202,7 +204,7 @@ def _addresses(node: Any) -> Iterator[str]:
 
 def _largest_first(srcset: str) -> list[str]:
     """The addresses of "small.jpg 320w, large.jpg 640w"."""
-    pieces = [piece.split() for piece in BETWEEN.split(srcset)]
+    pieces = [piece.split() for piece in BETWEEN.split(srcset, MAX_SIZES)[:MAX_SIZES]]
     pieces = [(_size(piece[-1]) if len(piece) > 1 else 1.0, piece[0].rstrip(",")) for piece in pieces if piece]
     return [address for _, address in sorted(pieces, key=lambda piece: -piece[0])]
 

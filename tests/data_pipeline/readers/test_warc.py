@@ -208,7 +208,7 @@ def test_after_damage_the_next_records_are_read(tmp_path, form):
 
 
 def test_damage_in_a_large_file_of_junk_ends(tmp_path):
-    junk = random.Random(0).randbytes(1 << 16) + archive.GZIP * 50_000 + b"WARC/1.0\r\n" * 20_000
+    junk = random.Random(0).randbytes(1 << 16) + archive.GZIP * 2000 + b"WARC/1.0\r\n" * 2000
     for head in b"WARC/1.0\r\n", archive.GZIP, b"", b"filedesc://x\n\n", b"\nhttp" * 9999:
         found = read(written(tmp_path / "a.warc", head + junk))
         assert isinstance(found[-1], FileError)
