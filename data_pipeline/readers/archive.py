@@ -155,6 +155,8 @@ def _warc_records(file: BinaryIO, limit: int) -> Iterator[tuple[int, Record | No
 
     wanted, before = (WarcRecordType.response, WarcRecordType.resource), None
     for record in ArchiveIterator(file, parse_http=False):
+        if "WARC-Type" not in record.headers:
+            raise OSError(f"no header of a record at byte {record.stream_pos}")
         if record.record_type not in wanted:
             before = record.stream_pos
             yield before, None

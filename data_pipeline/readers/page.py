@@ -5,6 +5,7 @@ styles, navigation, headers and footers outside articles, asides, forms without 
 page may be nested deeper than Python's stack is.
 """
 
+import codecs
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -73,7 +74,12 @@ def decoded(data: bytes, charset: str | None = None) -> str:
 
 def _encoding(label: str | None) -> str | None:
     label = (label or "").strip(" \"'").lower()
-    return LARGER.get(label) or (label if ENCODINGS.match(label) else None)
+    if label in LARGER:
+        return LARGER[label]
+    try:
+        return codecs.lookup(label).name if ENCODINGS.match(label) else None
+    except LookupError:
+        return None
 
 
 def parser():

@@ -107,6 +107,8 @@ def test_what_is_no_picture_is_left_out():
         (b"<?xml version='1.0' encoding='windows-1251'?>" + "да".encode("cp1251"), None, "да"),
         ("é".encode(), "hex", "é"),
         ("é".encode(), "punycode", "é"),
+        ("é".encode(), "iso-8859-12", "é"),
+        ("é".encode(), "windows-1259", "é"),
         (b"a\xffb", "utf-8", "a\ufffdb"),
     ],
 )
