@@ -130,7 +130,7 @@ def page_parts(
                 page.add(picture)
         else:
             is_block, is_pre = tag in BLOCKS, tag == "pre"
-            if is_block or tag == "br":
+            if page.line and (is_block or tag == "br"):
                 page.end_line()
             if (below := node.first_child) is not None:
                 page.preformatted += is_pre
@@ -139,9 +139,9 @@ def page_parts(
                 continue
         while (following := node.next) is None and above:
             node, is_block, is_pre = above.pop()
-            if is_block:
+            if page.line and is_block:
                 page.end_line()
-                page.preformatted -= is_pre
+            page.preformatted -= is_pre
         node = following
     page.end_text()
     return page.parts, pictures.missing
@@ -154,12 +154,11 @@ class _Page:
         self.parts, self.line, self.preformatted, self._lines = [], [], 0, []
 
     def end_line(self):
-        if self.line:
-            text = "".join(self.line)
-            text = text.strip("\n").rstrip() if self.preformatted else " ".join(text.split())
-            self.line.clear()
-            if text:
-                self._lines.append(text)
+        text = "".join(self.line)
+        text = text.strip("\n").rstrip() if self.preformatted else " ".join(text.split())
+        self.line.clear()
+        if text:
+            self._lines.append(text)
 
     def end_text(self):
         self.end_line()
