@@ -7,12 +7,10 @@ TENSORSTORE_GCS_HTTP_URL.
 
 import contextlib
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
-
-from etils import epath
-from etils.epath import gpath
 
 from kosmos_jax.errors import UserError
 
@@ -32,13 +30,14 @@ def as_path(path, flag: str = ""):
     said = f"{flag} {path}".lstrip()
     if "://" not in str(path):
         return Path(path).absolute()
-    if not str(path).startswith(GS):
+    if not re.match(f"{GS}[^/]", str(path)):
         raise UserError(
-            f"{said}: of addresses {GS} alone is understood here; mount other buckets as folders, those of S3 by "
-            "Mountpoint for Amazon S3 or s3fs-fuse"
+            f"{said}: of addresses {GS}BUCKET/FOLDER alone is understood here; mount other buckets as folders, those "
+            "of S3 by Mountpoint for Amazon S3 or s3fs-fuse"
         )
-    if str(path).removeprefix(GS)[:1] in ("", "/"):
-        raise UserError(f"{said} names no bucket; write {GS}BUCKET/FOLDER")
+    from etils import epath
+    from etils.epath import gpath
+
     os.environ.setdefault("EPATH_USE_TF", "false")
     with contextlib.suppress(AttributeError):
         gpath._is_tf_installed.cache_clear()  # etils reads the variable once, and has done so at its first path

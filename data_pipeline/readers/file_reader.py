@@ -60,7 +60,7 @@ class FileReader:
         low, high = self._shares[shard]
         try:
             for document in self.documents(shard):
-                if low <= _percent(document.where) < high:
+                if low <= name_percent(document.where) < high:
                     yield document
         except RecordError as error:
             yield error
@@ -157,7 +157,7 @@ def _shown(value: Any) -> str:
     return json.dumps(value, default=repr)[:40]
 
 
-def _percent(where: str) -> float:
+def name_percent(where: str) -> float:
     """0 to 100 by the hash of a name, without the folders that the corpus lies in."""
     name = where.rsplit("/", 1)[-1].encode(errors="surrogateescape")
     return int.from_bytes(hashlib.blake2b(name, digest_size=4).digest()) * 100 / 2**32

@@ -18,8 +18,8 @@ from data_pipeline.shards import read_place
 class UrlStore:
     """Addresses and places in a file of SQLite, which is made of the tars when it is missing.
 
-    img2dataset writes KEY.jpg and KEY.json, and the json's `url` is the address. The file lies beside the tars, or in the
-    system's temporary folder where that cannot be written.
+    img2dataset writes KEY.jpg and KEY.json, and the json's `url` is the address. The file lies beside the tars, or in
+    the system's temporary folder where that cannot be written.
     """
 
     def __init__(self, pattern: str):

@@ -83,9 +83,7 @@ class Spool:
 
     def close(self) -> None:
         """Sends what has changed for the last time."""
-        if self.folder == self.workdir:
-            return
-        if self.publish():
-            shutil.rmtree(self.folder, ignore_errors=True)
-        else:
+        if not self.publish():
             log.error("the last lines of metrics and ledger are in %s", self.folder)
+        elif self.folder != self.workdir:
+            shutil.rmtree(self.folder, ignore_errors=True)

@@ -41,7 +41,7 @@ def test_only_the_learned_column_and_the_end_are_targets(tokenizer, tmp_path):
     (tmp_path / "a.wav").write_bytes(wav(np.full(800, 1000, np.int16), 8000))
     (tmp_path / "test.csv").write_text("file,question,answer\n" + "a.wav,What is said?,It is nothing.\n" * 9)
     source = {
-        **{"kind": "folder", "path": str(tmp_path), "splits": {"test": "test.csv"}, "learned": ("answer",)},
+        **{"kind": "table", "splits": {"test": f"{tmp_path}/test.csv"}, "learned": ("answer",)},
         "template": "{file:audio}Question: {question} Answer: {answer}",
     }
     batch, _ = Mixture(listening(**source), tokenizer, "test", tmp_path / "cache").batch(0)

@@ -173,7 +173,7 @@ TRAIN = ["train", "--config", CONFIG, "--workdir"]
         (["generate", "--prompt", "x", "--checkpoint", "gs://no-such-bucket/x"], "no such folder"),
         (["report", "--workdir", "s3://bucket/x"], "Mountpoint for Amazon S3"),
         (["verify", "--checkpoint", "s3://bucket/x"], "Mountpoint for Amazon S3"),
-        (["verify", "--checkpoint", "gs:///x"], "write gs://BUCKET/FOLDER"),
+        (["verify", "--checkpoint", "gs:///x"], "gs://BUCKET/FOLDER alone is understood"),
         (["export", "--to", "torch", "--checkpoint", WORKDIR, "--out", "gs://my-runs/x"], "no such folder"),
     ],
 )

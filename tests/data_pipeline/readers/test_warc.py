@@ -109,12 +109,15 @@ def chunked(data):
     return b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in (data[:5], data[5:])) + b"0\r\n\r\n"
 
 
+CUT_OFF = gzip.compress(b"<p>Here" * 99, mtime=0)[:30]
+
+
 @pytest.mark.parametrize(
     "answer",
     [
-        http(gzip.compress(b"<p>Here"), Content_Encoding="gzip"),
+        http(gzip.compress(b"<p>Here", mtime=0), Content_Encoding="gzip"),
         http(chunked(b"<p>Here"), Transfer_Encoding="chunked"),
-        http(chunked(gzip.compress(b"<p>Here")), Transfer_Encoding="chunked", Content_Encoding="gzip"),
+        http(chunked(gzip.compress(b"<p>Here", mtime=0)), Transfer_Encoding="chunked", Content_Encoding="gzip"),
         http(b"<p>Here", Content_Encoding="gzip"),
         http(b"<p>Here", Transfer_Encoding="chunked"),
         http(b"<p>Here", Content_Encoding="nonsense"),
@@ -130,7 +133,10 @@ def test_answers_are_decoded_and_those_that_were_already_are_not(tmp_path, answe
     "answer, why",
     [
         (http(b""), "http://h/ has neither text nor pictures"),
-        (http(gzip.compress(b"<p>Here" * 99)[:30] + b"\xff" * 20, Content_Encoding="gzip"), "cannot be decoded: Gzip"),
+        (
+            http(gzip.compress(b"<p>Here" * 99, mtime=0)[:30] + b"\xff" * 20, Content_Encoding="gzip"),
+            "cannot be decoded: Gzip",
+        ),
         (http(gzip.compress(bytes(1 << 27)), Content_Encoding="gzip"), "67,108,864 bytes or more"),
         (http(b"<div>" * 100_000), "nested more than"),
         (b"nothing of HTTP", "no status of HTTP"),
@@ -258,7 +264,7 @@ def test_samples_of_warcio_some_of_them_bad_on_purpose():
 def mixture():
     tags = "<img src=x.png><div><ul><li>a<li>b</ul><pre> c</pre><img src='data:image/gif;base64,R0lGODlhAQAB'></div>"
     records = [INFO, page(1, tags), warc("http://h/x.png", http(png(), "image/png"))]
-    return [*records, warc("http://h/2", http(gzip.compress(b"<p>Page 2."), Content_Encoding="gzip")), page(3)]
+    return [*records, warc("http://h/2", http(gzip.compress(b"<p>Page 2.", mtime=0), Content_Encoding="gzip")), page(3)]
 
 
 @pytest.mark.parametrize("form", [*FORMS, "a.arc"])
