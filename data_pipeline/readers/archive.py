@@ -7,6 +7,8 @@ others along, or leaves some of itself behind; either way what follows it is no 
 """
 
 import contextlib
+import gzip
+import io
 import re
 import tempfile
 import zlib
@@ -14,12 +16,13 @@ from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
 from data_pipeline.documents import FileError, RecordError
-from data_pipeline.files import opened
+from data_pipeline.files import damages, opened
 
 # What is read of a record at most; responses may be compressed, and then what becomes of them too.
 MAX_SIZE = 1 << 26
 # The headers of a response stand before that.
 HEAD = 1 << 14
+MAX_HEADER = 1 << 15
 GZIP, ZSTD = b"\x1f\x8b\x08", b"\x28\xb5\x2f\xfd"
 # First bytes of pages and pictures.
 UNPACKED = (b"<", b"\xef\xbb\xbf<", b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF")
@@ -73,21 +76,23 @@ class Archive:
         Args:
           limit: how many bytes of each are read.
         """
-        at, attempts, lost = 0, 0, None
-        while at is not None:
+        at, size, attempts, lost = 0, 0, 0, None
+        while True:
             last = None
             try:
-                for start, record in self._records(self._file, at, limit):
+                for start, length, record in self._records(self._file, at, limit):
                     if lost:
                         yield f"{self._path}:{lost[0]}", RecordError("", f"it, or what follows, is damaged: {lost[1]}")
                     if last:
                         yield f"{self._path}:{at}", last
-                    at, last, attempts, lost = start, record, 1, None
-                if last and len(last.data) < min(last.size, limit):
-                    raise OSError(f"{len(last.data):,} of {last.size:,} bytes are there")
+                    at, size, last, attempts, lost = start, length, record, 1, None
+                if not attempts:
+                    raise FileError(self._path, "is no web archive, WARC or ARC")
+                if last and len(last.data) < min(size, limit):
+                    raise OSError(f"{len(last.data):,} of {size:,} bytes are there")
                 if last:
                     yield f"{self._path}:{at}", last
-                if self._cut_off(at, last):
+                if self._cut_off(at, size):
                     raise OSError("it is cut off, or what follows it is")
                 break
             except OSError as error:
@@ -99,14 +104,12 @@ class Archive:
             found = self._next(at + 1) if attempts <= ATTEMPTS else None
             if found is None:
                 raise FileError(self._path, f"cannot be read from the record at byte {lost[0]} on: {lost[1]}")
-            at, attempts = found, attempts + 1
-        if not attempts:
-            raise FileError(self._path, "is no web archive, WARC or ARC")
+            at, size, attempts = found, 0, attempts + 1
 
     def at(self, offset: int) -> Record | None:
         """The record at an offset; None if it cannot be read."""
         try:
-            return next(self._records(self._again, offset, MAX_SIZE))[1]
+            return next(self._records(self._again, offset, MAX_SIZE))[2]
         except StopIteration:
             return None
         except OSError as error:
@@ -114,8 +117,8 @@ class Archive:
                 raise
             return None
 
-    def _records(self, file: BinaryIO, at: int, limit: int) -> Iterator[tuple[int, Record | None]]:
-        """From a place on, where each record begins, and the record if it may be a page or a picture.
+    def _records(self, file: BinaryIO, at: int, limit: int) -> Iterator[tuple[int, int, Record | None]]:
+        """From a place on, where each record begins, its size, and the record if it may be a page or a picture.
 
         Raises:
           OSError: without a number, if the file is damaged.
@@ -123,11 +126,15 @@ class Archive:
         file.seek(at)
         yield from _arc_records(file, limit) if self._arc else _warc_records(file, limit)
 
-    def _cut_off(self, at: int, last: Record | None) -> bool:
-        """Whether something follows the last record, as FastWARC takes half a header for the end."""
-        if self._magic != GZIP:
-            return self._next(at + (last.size if last else 1)) is not None
+    def _cut_off(self, at: int, size: int) -> bool:
+        """Whether the last record has no end, or something follows it: FastWARC takes half a header for the end."""
         self._file.seek(at)
+        if self._arc:
+            return self._next(at + size) is not None
+        if self._magic != GZIP:
+            header = self._file.read(MAX_HEADER).find(b"\r\n\r\n")
+            end = at + header + 4 + size
+            return header < 0 or end > self._file.seek(0, io.SEEK_END) or self._next(end) is not None
         member = zlib.decompressobj(zlib.MAX_WBITS | 16)
         try:
             while not member.eof and (block := self._file.read(SMALL_BLOCK)):
@@ -150,14 +157,16 @@ class Archive:
         return None
 
 
-def _warc_records(file: BinaryIO, limit: int) -> Iterator[tuple[int, Record | None]]:
+def _warc_records(file: BinaryIO, limit: int) -> Iterator[tuple[int, int, Record | None]]:
     from fastwarc.warc import ArchiveIterator, WarcRecordType
 
     wanted, before = (WarcRecordType.response, WarcRecordType.resource), None
     for record in ArchiveIterator(file, parse_http=False):
+        if "WARC-Type" not in record.headers or "Content-Length" not in record.headers:
+            raise OSError(f"no header of a record at byte {record.stream_pos}")
         if record.record_type not in wanted:
             before = record.stream_pos
-            yield before, None
+            yield before, record.content_length, None
             continue
         mime = "" if record.is_http else record.headers.get("Content-Type", "")
         url = record.headers.get("WARC-Target-URI", "").strip("<>")  # wget puts it in brackets
@@ -165,16 +174,16 @@ def _warc_records(file: BinaryIO, limit: int) -> Iterator[tuple[int, Record | No
         data = record.reader.read(min(size, limit))
         offset = None if record.stream_pos == before else record.stream_pos
         before = record.stream_pos
-        yield before, Record(offset, url, mime, data, size)
+        yield before, size, Record(offset, url, mime, data, size)
 
 
-def _arc_records(file: BinaryIO, limit: int) -> Iterator[tuple[int, Record | None]]:
+def _arc_records(file: BinaryIO, limit: int) -> Iterator[tuple[int, int, Record | None]]:
     at = file.tell()
-    while line := file.readline(1 << 14):
+    while line := file.readline(MAX_HEADER):
         if line.startswith(b"filedesc:"):  # the file's own header has a length too, which many have wrong
             while line.strip():
-                line = file.readline(1 << 14)
-            yield at, None
+                line = file.readline(MAX_HEADER)
+            yield at, 0, None
         elif line.strip():
             header = ARC_HEADER.fullmatch(line)
             if not header:
@@ -183,7 +192,7 @@ def _arc_records(file: BinaryIO, limit: int) -> Iterator[tuple[int, Record | Non
             start = file.tell()
             data = file.read(min(size, limit))
             file.seek(start + size)
-            yield at, Record(at, url, "" if url.startswith("http") else mime, data, size)
+            yield at, size, Record(at, url, "" if url.startswith("http") else mime, data, size)
         at = file.tell()
 
 
@@ -250,16 +259,19 @@ def _begins_arc(file: BinaryIO) -> bool:
         return False
 
 
-def _unpack(packed: BinaryIO, plain: BinaryIO) -> OSError | None:
+def _unpack(packed: BinaryIO, plain: BinaryIO) -> Exception | None:
     """Writes what is in a compressed file into another; returns what cut that off."""
-    from fastwarc.stream_io import GzipReader, ZstdReader
+    from fastwarc.stream_io import ZstdReader
 
-    decompressor = GzipReader if packed.read(len(GZIP)) == GZIP else ZstdReader
+    is_gzip = packed.read(len(GZIP)) == GZIP
     packed.seek(0)
-    reader = decompressor(packed)
+    # FastWARC takes a gzip file that is cut off for one that ends; Python does not read Zstandard's dictionaries.
+    reader = gzip.GzipFile(fileobj=packed) if is_gzip else ZstdReader(packed)
     try:
         while block := reader.read(SMALL_BLOCK):
             plain.write(block)
+    except damages() as error:
+        return error
     except OSError as error:
         if not _is_damage(error):
             raise

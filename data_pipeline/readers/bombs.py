@@ -30,7 +30,8 @@ QUOTED = re.compile(r"\"[^\"]*\"|'[^']*'")
 def check(html: str):
     """Raises: RecordError: a page should not be parsed. It has no name of the page yet."""
     tags = html.count("<")
-    if tags > MANY_TAGS or len(FORMATTED.findall(html)) * tags > MAX_COPIES:
+    # There are fewer copies than tags, squared.
+    if tags > MANY_TAGS or (tags**2 > MAX_COPIES and len(FORMATTED.findall(html)) * tags > MAX_COPIES):
         _check_tags(html)
     if len(html) > MAX_TAG:
         for piece in html.split("<"):

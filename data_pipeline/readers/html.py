@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from urllib.parse import unquote
 
-from data_pipeline.documents import Document, Media, RecordError
+from data_pipeline.documents import DataError, Document, Media, RecordError
 from data_pipeline.files import decompressed
 from data_pipeline.readers.file_reader import FileReader, beside
-from data_pipeline.readers.page import decoded, page_parts
+from data_pipeline.readers.page import LEFT_OUT, decoded, page_parts, parser
 
 log = logging.getLogger(__name__)
 # Files of a shard.
@@ -27,10 +27,20 @@ class Html(FileReader):
       split: "train", "validation" or "test".
       splits: for each split its files, see `FileReader`: "/usr/share/doc/debian-handbook/html/en-US/*.html", or with
         folders below "site/**/*.html".
+      leave_out: CSS selectors of what frames the pages of this site, beside what frames pages of most: "ul.docnav,
+        #title".
+
+    Raises:
+      DataError: `leave_out` cannot be read, or the parser is not installed.
     """
 
-    def __init__(self, split: str, splits: dict[str, str | Sequence[str]]):
+    def __init__(self, split: str, splits: dict[str, str | Sequence[str]], leave_out: str = ""):
         super().__init__(split, splits)
+        self._leave_out = f"{LEFT_OUT}, {leave_out}" if leave_out else LEFT_OUT
+        try:
+            page_parts("<p>", "", self._picture, self._leave_out)
+        except parser().SelectolaxError as error:
+            raise DataError(f"leave_out {leave_out!r} is no list of CSS selectors: {error}") from error
         self._root = posixpath.commonpath([posixpath.dirname(path) for path in self._files])
 
     def shards(self) -> Sequence[str]:
@@ -48,7 +58,7 @@ class Html(FileReader):
         if len(data) > MAX_SIZE:
             raise RecordError(path, f"has more than {MAX_SIZE:,} bytes")
         try:
-            parts, missing = page_parts(decoded(data), "", partial(self._picture, path))
+            parts, missing = page_parts(decoded(data), "", partial(self._picture, path), self._leave_out)
         except RecordError as error:
             raise RecordError(path, error.why) from error
         if not parts:

@@ -9,6 +9,7 @@ import logging
 import posixpath
 import zipfile
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, BinaryIO
 
 from data_pipeline.documents import DataError, Document, FileError, Media, RecordError, Text
@@ -17,6 +18,7 @@ from data_pipeline.readers import zips
 from data_pipeline.readers.file_reader import FileReader, beside
 from data_pipeline.readers.jsonl import json_object
 from data_pipeline.readers.pictures import from_base64, is_picture
+from data_pipeline.retries import retried
 
 log = logging.getLogger(__name__)
 
@@ -119,7 +121,7 @@ def _media(image: dict[str, Any], place: str | dict[str, zips.Member]) -> Media 
     elif not isinstance(name, str):
         raise RecordError("", f"an image has neither image_name nor image_base64, only {', '.join(image)}")
     elif isinstance(place, dict):
-        found = zips.read(place[name]) if name in place else None
+        found = retried(partial(zips.read, place[name]), place[name].address) if name in place else None
     else:
         found = _file(place, name)
     return Media("image", *found) if found and found[0] and is_picture(found[0]) else None

@@ -5,12 +5,13 @@ styles, navigation, headers and footers outside articles, asides, forms without 
 page may be nested deeper than Python's stack is.
 """
 
+import codecs
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import unquote_to_bytes, urljoin
 
-from data_pipeline.documents import Media, Text
+from data_pipeline.documents import DataError, Media, Text
 from data_pipeline.readers import bombs
 from data_pipeline.readers.pictures import from_base64, is_picture
 
@@ -34,6 +35,8 @@ BLOCKS = frozenset(
 )
 # Where scripts that load pictures late keep the address; src is a placeholder then.
 LATE = ("data-src", "data-original", "data-lazy-src", "data-lazy")
+# Of one picture.
+MAX_SIZES = 50
 BETWEEN = re.compile(r",\s+|(?<=\d[wx]),")
 LABEL = re.compile(rb"""(?:<meta[^>]{0,200}?charset|<\?xml[^>]{0,200}?encoding)\s*=\s*["']?\s*([\w.:-]+)""", re.I)
 # Encodings that pages have, https://encoding.spec.whatwg.org: some are read as a larger one.
@@ -71,10 +74,30 @@ def decoded(data: bytes, charset: str | None = None) -> str:
 
 def _encoding(label: str | None) -> str | None:
     label = (label or "").strip(" \"'").lower()
-    return LARGER.get(label) or (label if ENCODINGS.match(label) else None)
+    if label in LARGER:
+        return LARGER[label]
+    try:
+        return codecs.lookup(label).name if ENCODINGS.match(label) else None
+    except LookupError:
+        return None
 
 
-def page_parts(html: str, base: str, find: Callable[[str], Media | None]) -> tuple[list[Text | Media], int]:
+def parser():
+    """The library that parses pages.
+
+    Raises:
+      DataError: it is not installed.
+    """
+    try:
+        import selectolax.lexbor
+    except ImportError as error:
+        raise DataError(f"pages are read with selectolax: pip install 'kosmos_jax[data]' ({error})") from error
+    return selectolax.lexbor
+
+
+def page_parts(
+    html: str, base: str, find: Callable[[str], Media | None], leave_out: str = LEFT_OUT
+) -> tuple[list[Text | Media], int]:
     """A page's parts, and how many of its pictures are left out since nobody has their bytes.
 
     A picture that stands there more than once is taken once.
@@ -82,19 +105,18 @@ def page_parts(html: str, base: str, find: Callable[[str], Media | None]) -> tup
     Args:
       base: address of the page, "" for pictures by relative path.
       find: the picture of an address that is joined to the base. Not called for data: URLs.
+      leave_out: CSS selectors of elements that are no part of the text.
 
     Raises:
       RecordError: it should not be parsed, see `bombs`. It has no name of the page yet.
     """
-    from selectolax.lexbor import LexborHTMLParser
-
     bombs.check(html)
-    tree = LexborHTMLParser(html)
+    tree = parser().LexborHTMLParser(html)
     if tree.body is None:
         return [], 0
     if (first := tree.css_first("base[href]")) is not None:
         base = _joined(base, first.attributes["href"])
-    for node in tree.body.css(LEFT_OUT):
+    for node in tree.body.css(leave_out):
         if node.parent is not None and node.tag != "body":
             node.decompose(recursive=False)  # it goes with all that is in it
     pictures, page = _Pictures(base, find), _Page()
@@ -108,7 +130,7 @@ def page_parts(html: str, base: str, find: Callable[[str], Media | None]) -> tup
                 page.add(picture)
         else:
             is_block, is_pre = tag in BLOCKS, tag == "pre"
-            if is_block or tag == "br":
+            if page.line and (is_block or tag == "br"):
                 page.end_line()
             if (below := node.first_child) is not None:
                 page.preformatted += is_pre
@@ -117,9 +139,9 @@ def page_parts(html: str, base: str, find: Callable[[str], Media | None]) -> tup
                 continue
         while (following := node.next) is None and above:
             node, is_block, is_pre = above.pop()
-            if is_block:
+            if page.line and is_block:
                 page.end_line()
-                page.preformatted -= is_pre
+            page.preformatted -= is_pre
         node = following
     page.end_text()
     return page.parts, pictures.missing
@@ -132,12 +154,11 @@ class _Page:
         self.parts, self.line, self.preformatted, self._lines = [], [], 0, []
 
     def end_line(self):
-        if self.line:
-            text = "".join(self.line)
-            text = text.strip("\n").rstrip() if self.preformatted else " ".join(text.split())
-            self.line.clear()
-            if text:
-                self._lines.append(text)
+        text = "".join(self.line)
+        text = text.strip("\n").rstrip() if self.preformatted else " ".join(text.split())
+        self.line.clear()
+        if text:
+            self._lines.append(text)
 
     def end_text(self):
         self.end_line()
@@ -188,7 +209,7 @@ def _addresses(node: Any) -> Iterator[str]:
 
 def _largest_first(srcset: str) -> list[str]:
     """The addresses of "small.jpg 320w, large.jpg 640w"."""
-    pieces = [piece.split() for piece in BETWEEN.split(srcset)]
+    pieces = [piece.split() for piece in BETWEEN.split(srcset, MAX_SIZES)[:MAX_SIZES]]
     pieces = [(_size(piece[-1]) if len(piece) > 1 else 1.0, piece[0].rstrip(",")) for piece in pieces if piece]
     return [address for _, address in sorted(pieces, key=lambda piece: -piece[0])]
 

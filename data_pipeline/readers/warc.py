@@ -9,7 +9,7 @@ from urllib.parse import quote
 from data_pipeline.documents import Document, Media, RecordError
 from data_pipeline.readers.archive import HEAD, Archive, Record, mime, opened_archive, response
 from data_pipeline.readers.file_reader import FileReader
-from data_pipeline.readers.page import decoded, page_parts
+from data_pipeline.readers.page import decoded, page_parts, parser
 
 log = logging.getLogger(__name__)
 HTML = ("text/html", "application/xhtml+xml")
@@ -31,6 +31,7 @@ class Warc(FileReader):
 
     def __init__(self, split: str, splits: dict[str, str | Sequence[str]]):
         super().__init__(split, splits)
+        parser()  # before anything begins, as it may not be installed
 
     def documents(self, path: str) -> Iterator[Document | RecordError]:
         pages = shown = missing = 0

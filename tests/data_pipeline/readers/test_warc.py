@@ -198,6 +198,19 @@ def test_of_a_file_that_was_cut_off_what_stands_before_is_read(tmp_path, form, s
     assert len(before) >= 100 * share - {"one.warc.zst": 99, "a.warc.zst": 10}.get(form, 3)
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_no_cut_passes_in_silence(tmp_path, form):
+    records = [INFO, page(1), warc("http://h/1", b"GET / HTTP/1.1", "request"), page(2)]
+    data = FORMS[form](records)
+    ends = {len(FORMS[form](records[:n])) for n in range(5)} if form.startswith("a") else set()
+    # The empty lines after a record: what lacks them may be a file of someone who did not write the last ones.
+    ends |= {end - n for end in ends for n in range(5)} if form == "a.warc" else set()
+    for cut in range(1, len(data)):
+        found = read(written(tmp_path / form, data[:cut]))
+        assert isinstance(found[-1] if found else None, FileError) or cut in ends
+        assert texts(found) == ["Page 1.", "Page 2."][: len(texts(found))]
+
+
 @pytest.mark.parametrize("form", ["a.warc", "a.warc.gz"])
 def test_after_damage_the_next_records_are_read(tmp_path, form):
     records = [page(n, f"<p>{random.Random(n).randbytes(400).hex()}") for n in range(20)]
@@ -214,7 +227,7 @@ def test_after_damage_the_next_records_are_read(tmp_path, form):
 
 
 def test_damage_in_a_large_file_of_junk_ends(tmp_path):
-    junk = random.Random(0).randbytes(1 << 16) + archive.GZIP * 50_000 + b"WARC/1.0\r\n" * 20_000
+    junk = random.Random(0).randbytes(1 << 16) + archive.GZIP * 2000 + b"WARC/1.0\r\n" * 2000
     for head in b"WARC/1.0\r\n", archive.GZIP, b"", b"filedesc://x\n\n", b"\nhttp" * 9999:
         found = read(written(tmp_path / "a.warc", head + junk))
         assert isinstance(found[-1], FileError)
