@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 from data_pipeline.documents import DataError, Document, Text
 from data_pipeline.files import is_local
 from data_pipeline.layout import share_schedule
-from data_pipeline.prepare.filters import apply_all, load_recipe
 from data_pipeline.prepare.ledger import write_bytes
+from data_pipeline.prepare.recipe import load_recipe
 from data_pipeline.readers import Reader, make_reader
 from data_pipeline.tokenizer import Tokenizer
 
@@ -117,6 +117,6 @@ def train_tokenizer(config: Any, names: Sequence[str], characters: int, out: str
 
 
 def _source(source: Any) -> Source:
-    filters = load_recipe(source.get("recipe", ""))
+    recipe = load_recipe(source.get("recipe", ""))
     weight = max(share for _, share in share_schedule(source.share))
-    return Source(make_reader(source, "train"), weight, lambda document: apply_all(filters, document)[0])
+    return Source(make_reader(source, "train"), weight, lambda document: recipe.apply(document)[0])
