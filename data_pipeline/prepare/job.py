@@ -12,7 +12,7 @@ from data_pipeline.documents import Absent, DataError, Document, Media, Place, R
 from data_pipeline.files import file_system, is_local
 from data_pipeline.media import host
 from data_pipeline.prepare.duplicates import signature
-from data_pipeline.prepare.filters import NearDuplicates, apply_all, load_recipe
+from data_pipeline.prepare.recipe import load_recipe
 from data_pipeline.readers import digest, fingerprint, make_reader
 from data_pipeline.retries import retried
 from data_pipeline.shards import ARRAYS, DOCUMENTS, MEDIA, ShardWriter
@@ -76,8 +76,7 @@ class Worker:
     def __init__(self, job: Job):
         self._job = job
         self._reader = make_reader(_Keys(job.source), job.split)
-        self._filters = load_recipe(job.source.get("recipe", ""))
-        self._signed = any(each.name == NearDuplicates.name for each in self._filters)
+        self._recipe = load_recipe(job.source.get("recipe", ""))
         self._tokenizer = Tokenizer(*job.tokenizer)
         self._shapes = {modality.name: modality.shape for modality in self._tokenizer.modalities}
         self._mode = job.source.get("media", "inline")
@@ -85,7 +84,7 @@ class Worker:
         self.shards, self.size = tuple(self._reader.shards()), self._reader.size
         self.key = digest(
             *(FORMAT, fingerprint(_Keys(job.source), job.split, self._reader), self._mode, repr(self._augment)),
-            *(self._tokenizer.fingerprint, self._tokenizer.modalities, repr(self._filters)),
+            *(self._tokenizer.fingerprint, self._tokenizer.modalities, self._recipe.key),
         )
 
     def do(self, n: int, progress: Callable[[int], None] = lambda documents: None) -> dict[str, Any]:
@@ -98,7 +97,7 @@ class Worker:
         return retried(lambda: self._do(n, progress), self.shards[n])
 
     def _do(self, n: int, progress: Callable[[int], None]) -> dict[str, Any]:
-        report = Report(self.shards[n], filters={each.name: Filtered() for each in self._filters})
+        report = Report(self.shards[n], filters={each.name: Filtered() for each in self._recipe.filters})
         local = is_local(self._job.folder)
         folder = Path(tempfile.mkdtemp(prefix=".writing-", dir=self._job.folder if local else None))
         try:
@@ -121,7 +120,8 @@ class Worker:
                 name = f"{n:06}-{report.parts:03}"
                 report.parts += 1
                 writer = ShardWriter(folder / name, self._tokenizer.modalities, self._tokenizer.size)
-            writer.add(encoded, stored, document.where, signature(document) if self._signed else None)
+            bands = signature(document) if self._recipe.near_duplicates else None
+            writer.add(encoded, stored, document.where, bands)
             progress(1)
             if writer.documents >= DOCUMENTS or writer.tokens >= TOKENS:
                 yield writer.close() | {"name": name}
@@ -136,7 +136,7 @@ class Worker:
                     raise document
                 report.read += 1
                 where = document.where
-                document, done = apply_all(self._filters, document)
+                document, done = self._recipe.apply(document)
                 for name, why in done:
                     report.filters[name].count(where, why)
                 if document is None:

@@ -17,7 +17,7 @@ from data_pipeline.documents import DataError
 from data_pipeline.files import file_system, is_local, opened
 from data_pipeline.packing import Documents
 from data_pipeline.prepare.duplicates import duplicates
-from data_pipeline.shards import ARRAYS, DOCUMENTS, MEDIA, Shard
+from data_pipeline.shards import ARRAYS, DOCUMENTS, MEDIA, Shard, StoredBands
 
 LEDGER, DROPPED = "ledger.json", "dropped.npy"
 
@@ -170,10 +170,8 @@ def _merged(reports: Sequence[dict[str, dict[str, Any]]]) -> list[dict[str, Any]
 
 def _without_duplicates(ledger: Ledger) -> Ledger:
     """Marks near-duplicates, of all shards together."""
-    with tempfile.TemporaryDirectory() as copies:
-        bands = [open_shard(ledger.folder, name, copies).bands for name in ledger.names]
-        # A quarter of a GiB of hashes and places at a time.
-        dropped = duplicates(bands, partitions=1 + sum(ledger.documents) * 16 // 2**28)
+    bands = [StoredBands(f"{ledger.folder.rstrip('/')}/{name}") for name in ledger.names]
+    dropped = duplicates(bands, sum(ledger.documents))
     file = io.BytesIO()
     np.save(file, dropped)
     write_bytes(ledger.folder, DROPPED, file.getvalue())

@@ -11,9 +11,9 @@ from typing import Any
 
 from data_pipeline.documents import DataError
 from data_pipeline.files import file_system, is_local
-from data_pipeline.prepare.filters import NearDuplicates, load_recipe
 from data_pipeline.prepare.job import Job, Worker, report_name
 from data_pipeline.prepare.ledger import Ledger, read_ledger, read_text, write_ledger, write_text
+from data_pipeline.prepare.recipe import load_recipe
 from data_pipeline.tokenizer import Tokenizer
 
 JOB = "job.json"
@@ -80,7 +80,7 @@ def finish(job: Job, key: str, shards: int) -> Ledger:
     """Writes the ledger of a folder where every shard has its report."""
     reports = [json.loads(read_text(job.folder, report_name(n))) for n in range(shards)]
     _check_budget(job, reports)
-    signed = any(each.name == NearDuplicates.name for each in load_recipe(job.source.get("recipe", "")))
+    signed = load_recipe(job.source.get("recipe", "")).near_duplicates
     return write_ledger(job.folder, key, Tokenizer(*job.tokenizer), reports, signed)
 
 

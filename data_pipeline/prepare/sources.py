@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.documents import DataError, Document
-from data_pipeline.prepare.filters import apply_all, load_recipe
 from data_pipeline.prepare.job import Job, Worker
 from data_pipeline.prepare.ledger import Ledger, read_ledger
+from data_pipeline.prepare.recipe import load_recipe
 from data_pipeline.prepare.run import prepare
 from data_pipeline.readers import digest, fingerprint, make_reader
 from data_pipeline.tokenizer import Tokenizer
@@ -44,17 +44,17 @@ def prepared(config: Any, name: str, split: str, tokenizer: Tokenizer, cache: Pa
 
 def read(source: Any, split: str) -> Iterator[Document]:
     """The documents of a source as they are before they are tokenized: filtered, without those that cannot be read."""
-    reader, filters = make_reader(source, split), load_recipe(source.get("recipe", ""))
+    reader, recipe = make_reader(source, split), load_recipe(source.get("recipe", ""))
     for document in itertools.chain.from_iterable(map(reader.read, reader.shards())):
         if isinstance(document, Document):
-            kept, _ = apply_all(filters, document)
+            kept, _ = recipe.apply(document)
             if kept is not None:
                 yield kept
 
 
 def source_fingerprint(source: Any, split: str) -> str:
     """Changes with the documents of `read`."""
-    return digest(fingerprint(source, split, make_reader(source, split)), repr(load_recipe(source.get("recipe", ""))))
+    return digest(fingerprint(source, split, make_reader(source, split)), load_recipe(source.get("recipe", "")).key)
 
 
 def make_job(config: Any, name: str, split: str, tokenizer: Tokenizer, cache: Path, **changes) -> Job:
