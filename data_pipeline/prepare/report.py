@@ -33,7 +33,7 @@ def report(ledger: Ledger, title: str) -> dict[str, Any]:
 
     Returns:
       title; `read`, documents that could be read; `left`, after each step, in order; `filters` and `skipped`: what was
-      taken, with examples; `documents`, `tokens` and `items` of the rows that are made of it.
+      taken, with examples; `documents` that rows are made of; `tokens` and `items` of the shards.
     """
     items = {kind: sum(each.get(kind, 0) for each in ledger.items) for kind, _ in ledger.modalities}
     skipped = {kind: dict(records=n, examples=ledger.examples.get(kind, [])) for kind, n in ledger.skipped.items()}
@@ -70,9 +70,11 @@ def as_markdown(content: dict[str, Any], picture: bool = False) -> str:
       content: see `report`.
       picture: whether report.png lies beside.
     """
-    counts = [f"{content['documents']:,} documents", f"{content['tokens']:,} tokens"]
-    counts += [f"{n:,} of {kind}" for kind, n in content["items"].items() if n]
-    lines = [f"# {content['title']}", "", f"{', '.join(counts)}, of {content['read']:,} documents that could be read."]
+    counts = [f"{content['tokens']:,} tokens", *(f"{n:,} of {kind}" for kind, n in content["items"].items() if n)]
+    lines = [f"# {content['title']}", ""]
+    lines += [f"{content['documents']:,} documents, of {content['read']:,} that could be read."]
+    among = ", those of near-duplicates among them" if NearDuplicates.name in content["left"] else ""
+    lines += [f"The shards have {', '.join(counts)}{among}."]
     lines += ["", "![Documents left after each filter](report.png)"] if picture else []
     filters, left = {each["name"]: each for each in content["filters"]}, content["left"]
     if filters:

@@ -74,10 +74,18 @@ def test_filters_stand_between_reader_and_tokenizer_and_are_counted(tmp_path, re
     assert (short["name"], short["rejected"], short["changed"]) == ("short", 1, 1)
     assert [example.split(": ")[0] for example in english["examples"]] == [
         f"{tmp_path}/in/0.jsonl:2", f"{tmp_path}/in/1.jsonl:1"]  # fmt: skip
-    assert short["examples"] == [f"{tmp_path}/in/1.jsonl:2: secret"]
+    assert short["examples"] == [f"{tmp_path}/in/1.jsonl:2: secret: The secret of the quiet harbour is out."]
     kept = list(read(Keys(source), "train"))
     assert [document.parts[0].text for document in kept] == [ENGLISH[:60], plain, plain]
     assert [name for name, _ in contents(ledger)] == [document.where for document in kept]
+
+
+def test_a_filter_with_a_mistake_is_named_with_the_document(tmp_path, recipe):
+    broken = RECIPE.replace("return Document(", "return 1 / 0, Document(")
+    Path(recipe).write_text(broken)
+    source = lines(tmp_path / "in", [ENGLISH]) | dict(recipe=f"{recipe}:own")
+    with pytest.raises(DataError, match="0.jsonl:1: the filter short fails: ZeroDivisionError: division by zero"):
+        prepare(job(tmp_path / "out", source))
 
 
 def test_examples_stay_few_and_short(tmp_path, recipe):
@@ -215,4 +223,4 @@ def test_a_document_that_a_filter_leaves_no_picture_of_is_no_record_that_cannot_
     source |= dict(recipe="configs/recipes/kosmos1.py:captions")
     ledger = prepare(job(tmp_path / "out", source, [image()]))
     assert ledger.skipped == {} and ledger.documents == [1] and ledger.filters[0]["rejected"] == 1
-    assert ledger.filters[0]["examples"] == [f"{tmp_path}/in/c.jsonl:1: of one colour"]
+    assert ledger.filters[0]["examples"] == [f"{tmp_path}/in/c.jsonl:1: of one colour: {rows[0]['text']}"]

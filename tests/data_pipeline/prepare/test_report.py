@@ -66,7 +66,7 @@ def test_the_page_has_a_table_and_examples_and_the_picture_bars(prepared):
 
 def test_without_a_recipe_there_is_a_page_and_no_picture(tmp_path):
     prepare(job(tmp_path / "out", texts(tmp_path / "in", 1, 5)))
-    assert "of 5 documents that could be read" in (tmp_path / "out/report.md").read_text()
+    assert "5 documents, of 5 that could be read." in (tmp_path / "out/report.md").read_text()
     assert not (tmp_path / "out/report.png").exists()
 
 
