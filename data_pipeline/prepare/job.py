@@ -15,6 +15,7 @@ from data_pipeline.prepare.duplicates import signature
 from data_pipeline.prepare.filters import text_of
 from data_pipeline.prepare.recipe import load_recipe
 from data_pipeline.readers import digest, fingerprint, make_reader
+from data_pipeline.retries import retried
 from data_pipeline.shards import ARRAYS, DOCUMENTS, MEDIA, ShardWriter
 from data_pipeline.tokenizer import Tokenizer
 
@@ -94,6 +95,9 @@ class Worker:
           DataError: more records than `max_skipped` cannot be read.
           OSError: a disk or the network still fails after `retries.WAITS`.
         """
+        return retried(lambda: self._do(n, progress), self.shards[n])
+
+    def _do(self, n: int, progress: Callable[[int], None]) -> dict[str, Any]:
         report = Report(self.shards[n], filters={each.name: Filtered() for each in self._recipe.filters})
         local = is_local(self._job.folder)
         folder = Path(tempfile.mkdtemp(prefix=".writing-", dir=self._job.folder if local else None))
