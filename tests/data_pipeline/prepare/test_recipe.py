@@ -224,3 +224,13 @@ def test_a_document_that_a_filter_leaves_no_picture_of_is_no_record_that_cannot_
     ledger = prepare(job(tmp_path / "out", source, [image()]))
     assert ledger.skipped == {} and ledger.documents == [1] and ledger.filters[0]["rejected"] == 1
     assert ledger.filters[0]["examples"] == [f"{tmp_path}/in/c.jsonl:1: of one colour: {rows[0]['text']}"]
+
+
+def test_near_duplicates_in_a_bucket_are_those_on_a_disk(tmp_path, recipe):
+    source = texts(tmp_path / "in", 2, 20) | dict(recipe=f"{recipe}:unlike")
+    (tmp_path / "in/01.jsonl").write_text((tmp_path / "in/00.jsonl").read_text())
+    folder = f"memory://{tmp_path.name}/out"
+    on_disk, in_bucket = prepare(job(tmp_path / "out", source)), prepare(job(folder, source))
+    assert on_disk.duplicates >= 20
+    assert {**vars(read_ledger(folder)), "folder": ""} == {**vars(read_ledger(str(tmp_path / "out"))), "folder": ""}
+    assert in_bucket.dropped_of(0).tolist() == on_disk.dropped_of(0).tolist()
