@@ -95,7 +95,7 @@ def sentence_ends(text: str) -> list[int]:
     for match in ENDS.finditer(text):
         if text[start : match.end()].strip():
             ends.append(match.end())
-            start = match.end()
+        start = match.end()
     if text[start:].strip():
         return [*ends, len(text)]
     return [*ends[:-1], len(text)] if ends else []
