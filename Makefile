@@ -1,5 +1,6 @@
 # make demo   train a small KOSMOS-1 on this machine and see what it reads; demo-speech: one that hears as well
-# make test   the fast tests; test-slow the others; test-all both; test-transformers4 those of exports in transformers 4
+# make test   the fast tests; test-slow the others; test-all both; test-transformers4 those of exports in transformers 4,
+#             test-beam those of Apache Beam
 # make bench  compare with transformers' Kosmos-2 in PyTorch
 # make lint   ruff, and import-linter for the arrows between packages
 #
@@ -20,7 +21,7 @@ SHELL := /bin/bash
 # glibc asks Linux for large pages: on CPU, XLA and PyTorch ask for much memory in every step, and clear less of it.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: .venv demo demo-speech test test-slow test-all test-transformers4 bench lint
+.PHONY: .venv demo demo-speech test test-slow test-all test-transformers4 test-beam bench lint
 .DELETE_ON_ERROR:
 
 .venv: $(VENV)/has-demo $(VENV)/has-test
@@ -49,6 +50,15 @@ test-transformers4: $(VENV)/transformers-4/is-complete
 	    tests/interop/test_export.py::test_pytorch_gives_our_numbers_and_import_our_bits \
 	    tests/interop/test_import.py::test_configs_in_the_forms_that_transformers_has_written_are_read \
 	    tests/interop/test_import.py::test_what_pytorch_changed_and_saved_comes_back
+
+# Apache Beam wants an older protobuf than SentencePiece: beside it, in a folder of its own.
+test-beam: $(VENV)/beam/is-complete
+	PYTHONPATH=$(VENV)/beam $(BIN)/python -m pytest tests/data_pipeline/prepare/test_beam.py
+
+$(VENV)/beam/is-complete: $(VENV)/has-test
+	rm -rf $(@D)
+	$(PIP) --target $(@D) 'apache-beam>=2.77,<3'
+	@touch $@
 
 bench: $(VENV)/has-test
 	$(BIN)/python benchmarks/cpu.py

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from data_pipeline.documents import Media, Place
+from data_pipeline.documents import DataError, Media, Place
 from data_pipeline.files import opened
 from data_pipeline.packing import Documents
 from data_pipeline.retries import retried
@@ -130,6 +130,7 @@ class Shard:
 
         Raises:
           OSError: it is not there, or was cut off.
+          DataError: it is of another version.
         """
         self.path = path
         file = path.with_name(path.name + ARRAYS)
@@ -137,7 +138,10 @@ class Shard:
         # The format of safetensors: the length of a header of JSON, the header, the arrays one after another.
         size = int(data[:8].view("<u8")[0])
         header = json.loads(data[8 : 8 + size].tobytes())
-        metadata = json.loads(header.pop("__metadata__")["shard"])
+        metadata = header.pop("__metadata__", {}).get("shard")
+        if metadata is None:
+            raise DataError(f"{file} is no shard of this version; remove it and prepare it again")
+        metadata = json.loads(metadata)
         self.modalities, self._files = metadata["modalities"], metadata["files"]
         for name, spec in header.items():
             begin, end = spec["data_offsets"]

@@ -86,16 +86,16 @@ class Ledger:
     def shards(self, block: int, cache: Path) -> list[Shard]:
         """The shards of a block; those in a bucket are copied to `cache` first."""
         names = self.names[self.blocks[block] : self.blocks[block + 1]]
-        return [open_shard(self.folder, name, str(cache)) for name in names]
+        return [open_shard(self.folder, name, str(Path(cache) / "shards" / self.key)) for name in names]
 
 
 @functools.lru_cache(maxsize=512)
-def open_shard(folder: str, name: str, cache: str) -> Shard:
-    """A shard of a folder, memory-mapped; of one in a bucket, its copy in `cache`."""
+def open_shard(folder: str, name: str, copies: str) -> Shard:
+    """A shard of a folder, memory-mapped; of one in a bucket, its copy in `copies`."""
     if is_local(folder):
         return Shard(Path(folder) / name)
     system, path = file_system(folder)
-    copies = Path(cache) / "shards" / path.replace("/", "_")
+    copies = Path(copies)
     copies.mkdir(parents=True, exist_ok=True)
     for suffix in MEDIA, ARRAYS:
         copy = copies / f"{name}{suffix}"

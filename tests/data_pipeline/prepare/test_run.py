@@ -134,19 +134,6 @@ def test_killed_at_random_moments_nothing_is_lost_and_nothing_twice(tmp_path):
     assert not list(Path(wanted.folder).glob(".writing-*"))
 
 
-def test_beam_s_pipeline_writes_the_same_bytes(tmp_path):
-    pytest.importorskip("apache_beam")
-    from data_pipeline.prepare.beam import prepare_with_beam
-
-    source = texts(tmp_path / "in", 3, 20)
-    by_pool, by_beam = (job(tmp_path / name, source) for name in ("pool", "beam"))
-    prepare(by_pool)
-    prepare_with_beam(by_beam)
-    files = [{f.name: f.read_bytes() for f in Path(j.folder).glob("*.safetensors")} for j in (by_pool, by_beam)]
-    assert files[0] == files[1] and len(files[0]) == 3
-    assert prepare_with_beam(by_beam) == read_ledger(by_beam.folder)
-
-
 @pytest.fixture
 def pairs(tmp_path):
     """A tar of three pictures of 100 x 80 with captions, as a source."""
