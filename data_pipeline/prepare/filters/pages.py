@@ -10,7 +10,8 @@ from data_pipeline.documents import Document, Text
 from data_pipeline.prepare.filters.base import Rejection, image_places
 from data_pipeline.tokenizer import SENTENCE_END
 
-ENDS = re.compile(f"{SENTENCE_END.pattern}|\n")
+# With all that is blank after a line: what follows an end is never blank, so a million empty lines are read once.
+ENDS = re.compile(rf"{SENTENCE_END.pattern}|\n\s*")
 
 
 @dataclasses.dataclass(frozen=True)
