@@ -23,8 +23,8 @@ def get_config(root: str = "corpora/debian"):
     data.update(seq_len=256, batch_rows=12, bundle_rows=4, max_skipped=2000)
     data.tokenizer.vocab_size = 4000
 
-    def of(files):
-        return {split: f"{root}/usr/share/{files}{share}" for split, share in SHARES.items()}
+    def of(files, shares=SHARES):
+        return {split: f"{root}/usr/share/{files}{share}" for split, share in shares.items()}
 
     augment = dict(crop_scale=(0.8, 1.0), rotate=10.0)
     data.sources = dict(
@@ -41,15 +41,18 @@ def get_config(root: str = "corpora/debian"):
             template="{file:image}{caption}",
             recipe="configs/recipes/debian.py:captions",
             share=0.5,
-            per_row=dict(image=12),
+            per_row=dict(image=10.5),
             augment=dict(image=augment),
         ),
         pages=dict(
             kind="html",
-            splits=of("doc/debian-handbook/html/**/*.html"),
+            splits=of(
+                "doc/debian-handbook/html/**/*.html", dict(train="[20%:]", validation="[:10%]", test="[10%:20%]")
+            ),
+            leave_out="ul.docnav, #title",  # links to the chapters before and after
             recipe="configs/recipes/debian.py:pages",
             share=0.17,
-            per_row=dict(image=2),
+            per_row=dict(image=0.75),
             augment=dict(image=dict(augment)),
         ),
     )

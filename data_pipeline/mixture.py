@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from data_pipeline.documents import DataError, RecordError
+from data_pipeline.documents import Absent, DataError, RecordError
 from data_pipeline.gather import Gathered, gather
 from data_pipeline.layout import PERIOD, batch_layout
 from data_pipeline.media import DRAWS, host
@@ -86,7 +86,8 @@ class Mixture:
             self.skipped.update({f"{name}/{kind}": n for kind, n in plan.skipped.items()})
             if plan.skipped:
                 log.warning("%s: %s records are left out, the last: %s", name, plan.skipped, plan.last_skipped)
-            if self.skipped.total() > data.max_skipped:
+            unreadable = sum(n for kind, n in self.skipped.items() if not kind.endswith(f"/{Absent.kind}"))
+            if unreadable > data.max_skipped:
                 raise DataError(too_many_skipped(self.skipped, data.max_skipped, plan.last_skipped))
             if not plan.bundles.sum():
                 raise DataError(f"data.sources.{name}: no document in split {split!r}")

@@ -2,7 +2,6 @@
 
 import atexit
 import collections
-import itertools
 import json
 import logging
 import os
@@ -15,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from data_pipeline.documents import DataError, Document, Text
+from data_pipeline.documents import DataError, Text
 from data_pipeline.mixture import Mixture
 from data_pipeline.prepare.job import too_many_skipped
-from data_pipeline.readers import fingerprint, make_reader
+from data_pipeline.prepare.sources import read, source_fingerprint
 from data_pipeline.tensorflow_alone import tensorflow
 from data_pipeline.tokenizer import Tokenizer
 from kosmos_jax.modality import modalities
@@ -125,12 +124,11 @@ def make_tokenizer(config: Any, cache: str | Path) -> Tokenizer:
     settings, sources, found = config.data.tokenizer, config.data.sources, modalities(config.model)
     if settings.path:
         return Tokenizer.load(settings.path, settings.kosmos2_tags, found)
-    readers = {name: make_reader(sources[name], "train") for name in sorted(sources)}
-    prints = [fingerprint(sources[name], "train", reader) for name, reader in readers.items()]
+    prints = [source_fingerprint(sources[name], "train") for name in sorted(sources)]
     key = "-".join(["tokenizer", str(settings.vocab_size), *prints])
     file = Path(cache) / f"{key}.model"
     if not file.is_file():
-        texts = (text for reader in readers.values() for text in _texts(reader))
+        texts = (text for name in sorted(sources) for text in _texts(sources[name]))
         trained = Tokenizer.train(texts, settings.vocab_size)
         file.parent.mkdir(parents=True, exist_ok=True)
         temporary = file.with_suffix(f".{os.getpid()}")
@@ -139,12 +137,11 @@ def make_tokenizer(config: Any, cache: str | Path) -> Tokenizer:
     return Tokenizer.load(file, settings.kosmos2_tags, found)
 
 
-def _texts(reader) -> Iterator[str]:
+def _texts(source) -> Iterator[str]:
     """Text of documents in order, up to `TRAINING_CHARACTERS`: enough for any vocabulary that is trained here."""
     characters = 0
-    for document in itertools.chain.from_iterable(map(reader.read, reader.shards())):
-        # One that cannot be read is counted and named when its source is prepared.
-        for part in document.parts if isinstance(document, Document) else ():
+    for document in read(source, "train"):
+        for part in document.parts:
             if isinstance(part, Text):
                 yield part.text
                 characters += len(part.text)

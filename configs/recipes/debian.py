@@ -2,7 +2,6 @@
 
 from data_pipeline.prepare.filters import (
     English,
-    FewerSingles,
     Gibberish,
     Images,
     MostImages,
@@ -31,5 +30,5 @@ def pages():
         Gibberish(characters=0.3, words=0.3),
         MostImages(most=5),
         Surroundings(sentences=20),
-        FewerSingles(share=0.0),  # there are few
+        NearDuplicates(),  # what is not translated is there in English in every language
     ]

@@ -8,6 +8,7 @@ Normalisation is the model's, on the device: bytes are what travels.
 import contextlib
 import io
 import math
+import warnings
 from collections.abc import Iterator, Mapping
 from functools import partial
 
@@ -17,6 +18,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from data_pipeline.documents import MediaError
 from kosmos_jax.checks import is_range
 
+# Pillow warns of what `decode` refuses or puts right: bombs, transparent palettes, broken EXIF.
+warnings.filterwarnings("ignore", module="PIL")
 ImageError = partial(MediaError, kind="image")
 # See data_pipeline/media/__init__.py.
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".tif", ".tiff", ".bmp", ".avif", ".jp2", ".ppm")

@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.documents import DataError, Document, Media, Place, RecordError
+from data_pipeline.documents import Absent, DataError, Document, Media, Place, RecordError
 from data_pipeline.files import file_system, is_local
 from data_pipeline.media import host
 from data_pipeline.prepare.duplicates import signature
 from data_pipeline.prepare.recipe import load_recipe
 from data_pipeline.readers import digest, fingerprint, make_reader
+from data_pipeline.retries import retried
 from data_pipeline.shards import ARRAYS, DOCUMENTS, MEDIA, ShardWriter
 from data_pipeline.tokenizer import Tokenizer
 
@@ -52,8 +53,11 @@ class Job:
             raise DataError(f"media is {mode!r}, none of {', '.join(MEDIA_MODES)}")
 
     def check_budget(self, skipped: dict[str, int], last: str):
-        """Raises: DataError: more records than `max_skipped` are left out; `last` is a message on one of them."""
-        if sum(skipped.values()) > self.max_skipped:
+        """Raises: DataError: more records than `max_skipped` cannot be read; `last` is a message on one of them.
+
+        What was never downloaded does not count: of the web's addresses a third are dead.
+        """
+        if sum(n for kind, n in skipped.items() if kind != Absent.kind) > self.max_skipped:
             counts = {f"{self.name}/{kind}": n for kind, n in skipped.items()}
             raise DataError(too_many_skipped(counts, self.max_skipped, last))
 
@@ -90,6 +94,9 @@ class Worker:
           DataError: more records than `max_skipped` cannot be read.
           OSError: a disk or the network still fails after `retries.WAITS`.
         """
+        return retried(lambda: self._do(n, progress), self.shards[n])
+
+    def _do(self, n: int, progress: Callable[[int], None]) -> dict[str, Any]:
         report = Report(self.shards[n], filters={each.name: Filtered() for each in self._recipe.filters})
         local = is_local(self._job.folder)
         folder = Path(tempfile.mkdtemp(prefix=".writing-", dir=self._job.folder if local else None))

@@ -10,7 +10,7 @@ from data_pipeline.prepare.job import Job, Worker
 from data_pipeline.prepare.ledger import Ledger, read_ledger
 from data_pipeline.prepare.recipe import load_recipe
 from data_pipeline.prepare.run import prepare
-from data_pipeline.readers import make_reader
+from data_pipeline.readers import digest, fingerprint, make_reader
 from data_pipeline.tokenizer import Tokenizer
 
 # What is larger, in bytes on disk, `kosmos data prepare` prepares before a run begins.
@@ -50,6 +50,11 @@ def read(source: Any, split: str) -> Iterator[Document]:
             kept, _ = recipe.apply(document)
             if kept is not None:
                 yield kept
+
+
+def source_fingerprint(source: Any, split: str) -> str:
+    """Changes with the documents of `read`."""
+    return digest(fingerprint(source, split, make_reader(source, split)), load_recipe(source.get("recipe", "")).key)
 
 
 def make_job(config: Any, name: str, split: str, tokenizer: Tokenizer, cache: Path, **changes) -> Job:

@@ -197,6 +197,7 @@ def _most_frequent(answers) -> int:
 TASKS: dict[str, Callable] = {
     **{"caption": caption, "sum": digit_sum, "few_shot": few_shot},
     **{"spoken": spoken, "spoken_sum": spoken_sum, "spoken_few_shot": spoken_few_shot},
+    "captions": captions,
     "perplexity": perplexity,
 }
 
