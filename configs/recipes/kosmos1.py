@@ -1,7 +1,8 @@
 """What the paper leaves out of its corpora; a source takes one as recipe="configs/recipes/kosmos1.py:pages".
 
-Where a value comes from: [P] the paper's appendix B.1, [O] OBELICS and [G] Gopher, whose rules have numbers where the
-paper gives none, [ours] neither.
+Where a value comes from: [P] the paper's appendix B.1, [KG] Kosmos-G's loader, [O] OBELICS and [G] Gopher, whose rules
+have numbers where the paper gives none, [ours] none of them. The paper also leaves out what its evaluation sets have
+[P]: that is Decontaminated(sets=("FOLDER/*.jsonl",)), with your own in FOLDER.
 """
 
 from data_pipeline.prepare.filters import (
@@ -38,7 +39,7 @@ def pages():
         Images(smallest=64, aspect=5.0),  # [P] 64 x 64, and not of one colour
         Gibberish(),  # [P] gibberish, [O] [G] in numbers
         MostImages(most=5),  # [P]
-        Surroundings(sentences=3),  # [ours] three sentences before the first image and after the last
+        Surroundings(sentences=3),  # [KG] before the first image and after the last
         FewerSingles(share=0.5),  # [P] half of those with one image
         NearDuplicates(),  # [P]
     ]

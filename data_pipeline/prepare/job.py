@@ -12,6 +12,7 @@ from data_pipeline.documents import Absent, DataError, Document, Media, Place, R
 from data_pipeline.files import file_system, is_local
 from data_pipeline.media import host
 from data_pipeline.prepare.duplicates import signature
+from data_pipeline.prepare.filters import text_of
 from data_pipeline.prepare.recipe import load_recipe
 from data_pipeline.readers import digest, fingerprint, make_reader
 from data_pipeline.retries import retried
@@ -135,10 +136,9 @@ class Worker:
                 if isinstance(document, RecordError):
                     raise document
                 report.read += 1
-                where = document.where
-                document, done = self._recipe.apply(document)
+                given, (document, done) = document, self._recipe.apply(document)
                 for name, why in done:
-                    report.filters[name].count(where, why)
+                    report.filters[name].count(given, why)
                 if document is None:
                     continue
                 encoded = self._tokenizer.encode_document(document.parts)
@@ -194,11 +194,12 @@ class Filtered:
     changed: int = 0
     examples: list[str] = dataclasses.field(default_factory=list)
 
-    def count(self, where: str, why: str):
-        """Args: why: a document was rejected; "" if it was changed."""
+    def count(self, document: Document, why: str):
+        """Args: document: as it was read. why: it was rejected; "" if it was changed."""
         self.rejected, self.changed = self.rejected + bool(why), self.changed + (not why)
         if why and len(self.examples) < EXAMPLES:
-            self.examples.append(f"{where}: {why}"[:500])
+            begins = " ".join(text_of(document)[:200].split())[:100]
+            self.examples.append(f"{document.where}: {why[:300]}" + f": {begins}" * bool(begins))
 
 
 class _Keys(dict):

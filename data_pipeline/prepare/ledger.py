@@ -17,9 +17,12 @@ from data_pipeline.documents import DataError
 from data_pipeline.files import file_system, is_local, opened
 from data_pipeline.packing import Documents
 from data_pipeline.prepare.duplicates import duplicates
+from data_pipeline.prepare.filters import NearDuplicates
 from data_pipeline.shards import ARRAYS, DOCUMENTS, MEDIA, Shard, StoredBands
 
 LEDGER, DROPPED = "ledger.json", "dropped.npy"
+# Of near-duplicates.
+EXAMPLES = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,8 +121,8 @@ def joined(parts: Sequence[Documents]) -> Documents:
     )
 
 
-def write_ledger(folder: str, key: str, tokenizer, reports: Sequence[dict[str, Any]], signed: bool = False) -> Ledger:
-    """Writes the ledger from the reports of all shards of the reader, in order; see `job.Worker.do`.
+def consolidated(folder: str, key: str, tokenizer, reports: Sequence[dict[str, Any]], signed: bool = False) -> Ledger:
+    """The ledger, from the reports of all shards of the reader, in order; see `job.Worker.do`.
 
     Args:
       folder, key: see `Ledger`.
@@ -144,18 +147,20 @@ def write_ledger(folder: str, key: str, tokenizer, reports: Sequence[dict[str, A
         sum(report.get("read", 0) for report in reports),
         _merged([report.get("filters", {}) for report in reports]),
     )
-    if signed:
-        ledger = _without_duplicates(ledger)
+    return _without_duplicates(ledger) if signed else ledger
+
+
+def write_ledger(ledger: Ledger):
+    """Writes it into its folder, and removes there what processes left that were killed."""
     content = dataclasses.asdict(ledger)
     del content["folder"]  # it may be moved
-    write_text(folder, LEDGER, json.dumps(content))
-    if is_local(folder):
-        for left_over in Path(folder).glob(".writing-*"):  # of processes that were killed
+    write_text(ledger.folder, LEDGER, json.dumps(content))
+    if is_local(ledger.folder):
+        for left_over in Path(ledger.folder).glob(".writing-*"):
             if left_over.is_dir():
                 shutil.rmtree(left_over, ignore_errors=True)
             else:
                 left_over.unlink(missing_ok=True)
-    return ledger
 
 
 def _merged(reports: Sequence[dict[str, dict[str, Any]]]) -> list[dict[str, Any]]:
@@ -175,7 +180,22 @@ def _without_duplicates(ledger: Ledger) -> Ledger:
     file = io.BytesIO()
     np.save(file, dropped)
     write_bytes(ledger.folder, DROPPED, file.getvalue())
-    return dataclasses.replace(ledger, duplicates=int(dropped.sum()))
+    count = int(dropped.sum())
+    found = dict(rejected=count, examples=_names(ledger, np.flatnonzero(dropped)[:EXAMPLES].tolist()))
+    filters = [each | (found if each["name"] == NearDuplicates.name else {}) for each in ledger.filters]
+    return dataclasses.replace(ledger, duplicates=count, filters=filters)
+
+
+def _names(ledger: Ledger, documents: Sequence[int]) -> list[str]:
+    """Of documents, by their numbers in all shards."""
+    stops = np.cumsum(ledger.documents)
+    with tempfile.TemporaryDirectory() as copies:
+        found = []
+        for document in documents:
+            n = int(np.searchsorted(stops, document, "right"))
+            shard = open_shard.__wrapped__(ledger.folder, ledger.names[n], copies)  # copies do not stay
+            found.append(shard.name(document - int(stops[n]) + len(shard))[:500])
+    return found
 
 
 def read_ledger(folder: str) -> Ledger | None:

@@ -34,10 +34,21 @@ class Recipe(NamedTuple):
     def apply(self, document: Document) -> tuple[Document | None, list[tuple[str, str]]]:
         """The document that is left, None if none is, and what the filters did: (name, why) of the one that rejected
         it, (name, "") of those that changed it.
+
+        Raises:
+          RecordError: of the document.
+          DataError: a filter fails, which is a mistake in it.
         """
         done = []
         for each in self.filters:
-            after = each.apply(document)
+            try:
+                after = each.apply(document)
+            except DataError:
+                raise
+            except Exception as error:
+                raise DataError(
+                    f"{document.where}: the filter {each.name} fails: {type(error).__name__}: {error}"
+                ) from error
             if isinstance(after, Rejection):
                 return None, [*done, (each.name, after.why)]
             if after is not document:

@@ -12,8 +12,9 @@ from typing import Any
 from data_pipeline.documents import DataError
 from data_pipeline.files import file_system, is_local
 from data_pipeline.prepare.job import Job, Worker, report_name
-from data_pipeline.prepare.ledger import Ledger, read_ledger, read_text, write_ledger, write_text
+from data_pipeline.prepare.ledger import Ledger, consolidated, read_ledger, read_text, write_ledger, write_text
 from data_pipeline.prepare.recipe import load_recipe
+from data_pipeline.prepare.report import write_report
 from data_pipeline.tokenizer import Tokenizer
 
 JOB = "job.json"
@@ -81,7 +82,10 @@ def finish(job: Job, key: str, shards: int) -> Ledger:
     reports = [json.loads(read_text(job.folder, report_name(n))) for n in range(shards)]
     _check_budget(job, reports)
     signed = load_recipe(job.source.get("recipe", "")).near_duplicates
-    return write_ledger(job.folder, key, Tokenizer(*job.tokenizer), reports, signed)
+    ledger = consolidated(job.folder, key, Tokenizer(*job.tokenizer), reports, signed)
+    write_report(ledger, f"{job.name} {job.split}")
+    write_ledger(ledger)  # last: whoever finds it finds everything else
+    return ledger
 
 
 def _check_budget(job: Job, reports: list[dict[str, Any]]):

@@ -8,9 +8,9 @@ from typing import Any
 from data_pipeline.documents import DataError, Document
 from data_pipeline.prepare.job import Job, Worker
 from data_pipeline.prepare.ledger import Ledger, read_ledger
-from data_pipeline.prepare.recipe import load_recipe
+from data_pipeline.prepare.recipe import Recipe, load_recipe
 from data_pipeline.prepare.run import prepare
-from data_pipeline.readers import digest, fingerprint, make_reader
+from data_pipeline.readers import Reader, digest, fingerprint, make_reader
 from data_pipeline.tokenizer import Tokenizer
 
 # What is larger, in bytes on disk, `kosmos data prepare` prepares before a run begins.
@@ -45,7 +45,12 @@ def prepared(config: Any, name: str, split: str, tokenizer: Tokenizer, cache: Pa
 def read(source: Any, split: str) -> Iterator[Document]:
     """The documents of a source as they are before they are tokenized: filtered, without those that cannot be read."""
     reader, recipe = make_reader(source, split), load_recipe(source.get("recipe", ""))
-    for document in itertools.chain.from_iterable(map(reader.read, reader.shards())):
+    return itertools.chain.from_iterable(filtered(reader, recipe, shard) for shard in reader.shards())
+
+
+def filtered(reader: Reader, recipe: Recipe, shard: str) -> Iterator[Document]:
+    """The documents of one shard of a reader, as `read` has them."""
+    for document in reader.read(shard):
         if isinstance(document, Document):
             kept, _ = recipe.apply(document)
             if kept is not None:

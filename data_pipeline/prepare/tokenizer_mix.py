@@ -1,6 +1,7 @@
 """What a tokenizer is trained on: text of several sources in proportion, from all over each of them."""
 
 import heapq
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from data_pipeline.prepare.recipe import load_recipe
 from data_pipeline.readers import Reader, make_reader
 from data_pipeline.tokenizer import Tokenizer
 
+log = logging.getLogger(__name__)
 # Enough for a vocabulary of 64,000 pieces.
 CHARACTERS = 100_000_000
 # Shards of a source that are read side by side: what a corpus begins with is seldom what it is like.
@@ -113,6 +115,7 @@ def train_tokenizer(config: Any, names: Sequence[str], characters: int, out: str
 
     trained = Tokenizer.train(texts(), config.data.tokenizer.vocab_size)
     write_bytes(folder or ".", file, trained.model_bytes)
+    log.info("%s: trained on %s", out, ", ".join(f"{n:,} characters of {name}" for name, n in taken.items()))
     return taken
 
 

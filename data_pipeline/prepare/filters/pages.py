@@ -10,8 +10,7 @@ from data_pipeline.documents import Document, Text
 from data_pipeline.prepare.filters.base import Rejection, image_places
 from data_pipeline.tokenizer import SENTENCE_END
 
-# With all that is blank after a line: what follows an end is never blank, so a million empty lines are read once.
-ENDS = re.compile(rf"{SENTENCE_END.pattern}|\n\s*")
+ENDS = re.compile(f"{SENTENCE_END.pattern}|\n")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +95,7 @@ def sentence_ends(text: str) -> list[int]:
     for match in ENDS.finditer(text):
         if text[start : match.end()].strip():
             ends.append(match.end())
-            start = match.end()
+        start = match.end()
     if text[start:].strip():
         return [*ends, len(text)]
     return [*ends[:-1], len(text)] if ends else []

@@ -8,8 +8,8 @@ from typing import ClassVar
 from data_pipeline.documents import Document
 from data_pipeline.prepare.filters.base import Rejection, text_of
 
-# Characters that decide the language.
-ENOUGH = 10_000
+# Of a long text so many pieces of so many characters decide the language, from its beginning to its end.
+PIECES, LENGTH = 8, 200
 PLACEHOLDER = re.compile(r"<[A-Z][A-Z_]+>")
 
 
@@ -25,7 +25,7 @@ class English:
     name: ClassVar[str] = "english"
 
     def apply(self, document: Document) -> Document | Rejection:
-        text = " ".join(text_of(document)[:ENOUGH].split())
+        text = " ".join(_sample(text_of(document)).split())
         if not text:
             return Rejection("no text")
         found = _detector().detect(text, model="lite")
@@ -35,6 +35,13 @@ class English:
         if language == "en" and probability >= self.at_least:
             return document
         return Rejection(f"{language} {probability:.2f}")
+
+
+def _sample(text: str) -> str:
+    if len(text) <= PIECES * LENGTH:
+        return text
+    starts = [n * (len(text) - LENGTH) // (PIECES - 1) for n in range(PIECES)]
+    return " ".join(text[start : start + LENGTH] for start in starts)
 
 
 @functools.cache

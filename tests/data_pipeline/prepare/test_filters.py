@@ -69,6 +69,7 @@ def test_english_stays_and_other_languages_are_named():
 def test_more_than_the_first_line_decides_the_language():
     navigation = "Start Kontakt Impressum Datenschutz Warenkorb Anmelden Registrieren Passwort vergessen Hilfe Suche\n"
     assert why(English(0.5), navigation) and why(English(0.5), navigation + ENGLISH * 20) == ""
+    assert why(English(), ENGLISH + (GERMAN + " ") * 1000) != "" and why(English(), (ENGLISH + " ") * 1000) == ""
 
 
 @pytest.mark.parametrize("text", ["\0", "\ufffd" * 50, "12345", "\u200b", "🙂" * 300, "a" * 100_000, "\n" * 10**6])

@@ -1,130 +1,97 @@
-"""Reports on what filters did, of shards that were prepared and of any others."""
+"""The report says what every filter took, and its numbers add up."""
 
 import io
 import json
-import random
-import sys
 
+import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
-from data_pipeline.prepare.job import Job, report_name
-from data_pipeline.prepare.report import EXAMPLES, JSON, MARKDOWN, NAMES, PICTURE, UNUSABLE, files, merged, steps
+from data_pipeline.prepare.ledger import Ledger, read_ledger
+from data_pipeline.prepare.report import as_markdown, report
 from data_pipeline.prepare.run import prepare
-from data_pipeline.tokenizer import Tokenizer
-from tests.inference.conftest import TEXTS
+from tests.data_pipeline.demo_data import image
+from tests.data_pipeline.prepare.test_filters import ENGLISH, GERMAN, picture
+from tests.data_pipeline.prepare.test_recipe import lines, recipe  # noqa: F401, a fixture
+from tests.data_pipeline.prepare.test_run import job, texts
 
-FILTERS = ("english", "images", "near_duplicates")
+RECIPE = """
+from data_pipeline.prepare.filters import English, Images, NearDuplicates
 
-
-@st.composite
-def shards(draw):
-    """The report of one shard, where documents go only where they can."""
-    count = st.integers(0, 1000)
-    left = read = draw(count)
-    filters = {}
-    for name in FILTERS:
-        rejected = draw(st.integers(0, left)) if name != "near_duplicates" else 0
-        left -= rejected
-        filters[name] = dict(
-            rejected=rejected,
-            changed=draw(count),
-            examples=draw(st.lists(st.sampled_from(["a:1: de", "b:2: fr"]), max_size=5)),
-        )
-    unusable = draw(st.integers(0, left))
-    skipped = dict(image=unusable) if unusable else {}
-    examples = dict(image=["a.jsonl:7: truncated"]) if unusable else {}
-    return dict(
-        read=read,
-        filters=filters,
-        skipped=skipped,
-        examples=examples,
-        shards=[dict(documents=left - unusable)],
-    )
-
-
-@given(st.lists(shards(), max_size=5))
-def test_every_document_that_was_read_is_rejected_once_or_left(reports):
-    found = steps(merged(reports))
-    read = sum(report["read"] for report in reports)
-    assert not reports or [step.name for step in found] == [*FILTERS[:2], UNUSABLE, FILTERS[2]]
-    assert [step.came for step in found] == [read, *(step.left for step in found[:-1])]
-    assert found[-1].left == sum(shard["documents"] for report in reports for shard in report["shards"])
-    assert all(step.rejected >= 0 for step in found)
-
-
-@given(st.lists(shards(), min_size=2, max_size=6), st.data())
-def test_reports_may_be_merged_in_any_groups(reports, data):
-    cut = data.draw(st.integers(1, len(reports) - 1))
-    at_once, in_two = merged(reports), merged([merged(reports[:cut]), merged(reports[cut:])])
-    assert steps(at_once) == steps(in_two) and at_once["skipped"] == in_two["skipped"]
-
-
-def test_examples_are_from_all_shards():
-    def own(shard):
-        return dict(rejected=5, changed=0, examples=[f"{shard}:{n}: de 0.90" for n in range(5)])
-
-    reports = [
-        dict(read=9, filters=dict(english=own(name)), skipped={}, examples={}, shards=[dict(documents=4)])
-        for name in "abcd"
-    ]
-    examples = merged(reports)["filters"]["english"]["examples"]
-    assert len(examples) == EXAMPLES and [each[0] for each in examples] == list("abcdabcdab")
+def pairs():
+    return [English(0.3), Images(smallest=64), NearDuplicates()]
+"""
 
 
 @pytest.fixture
 def prepared(tmp_path):
-    """Two files of lines, prepared with a recipe; the reports of their shards and the ledger."""
-    draw, words = random.Random(0), " ".join(TEXTS).split()
-    for n in range(2):
-        rows = [" ".join(draw.choices(words, k=8)) + (" <b>|`\n" if i % 3 else "") for i in range(30)]
-        lines = [json.dumps({"text": row}) for row in [*rows, rows[0]]]
-        (tmp_path / f"{n}.jsonl").write_text("\n".join([*lines, "{", '{"text": " "}']))
-    (tmp_path / "recipe.py").write_text(
-        "from data_pipeline.prepare.filters import NearDuplicates, Rejection\n"
-        "class Plain:\n"
-        "    name = 'plain'\n"
-        "    def apply(self, document):\n"
-        "        text = document.parts[0].text\n"
-        "        return Rejection(text) if '<' in text else document\n"
-        "def text():\n"
-        "    return [Plain(), NearDuplicates()]\n"
-    )
-    source = dict(kind="jsonl", splits=dict(train=f"{tmp_path}/*.jsonl"), recipe=f"{tmp_path}/recipe.py:text")
-    model = Tokenizer.train(TEXTS, 44).model_bytes
-    ledger = prepare(Job("corpus", source, "train", (model, False, ()), f"{tmp_path}/out", 100))
-    reports = [json.loads((tmp_path / "out" / report_name(n)).read_text()) for n in range(2)]
-    return reports, ledger
+    """Pairs of which each step takes some; the folder."""
+    (tmp_path / "recipe.py").write_text(RECIPE)
+    (tmp_path / "in").mkdir()
+    for name, data in {"good": picture(), "icon": picture(9, 9), "bad": picture()[:900]}.items():
+        (tmp_path / f"in/{name}.png").write_bytes(data)
+    captions = [f"the {color} house stands on a green hill" for color in ("red", "blue", "grey", "white", "brown")]
+    rows = [("good", text) for text in captions] + [("good", captions[0])] * 2
+    rows += [("icon", captions[0]), ("bad", captions[1]), ("good", GERMAN), ("good", GERMAN), ("good", 0)]
+    rows = [json.dumps(dict(file=f"{name}.png", text=text or None)) + "\n" for name, text in rows]
+    (tmp_path / "in/a.jsonl").write_text("".join(rows))
+    source = dict(kind="jsonl", splits=dict(train=f"{tmp_path}/in/a.jsonl"), template="{file:image}{text}")
+    prepare(job(tmp_path / "out", source | dict(recipe=f"{tmp_path}/recipe.py:pairs"), [image()], max_skipped=5))
+    return tmp_path / "out"
 
 
-def test_what_was_prepared_is_told_in_numbers_in_words_and_as_a_picture(prepared):
-    reports, ledger = prepared
-    report = merged(reports, ledger.duplicates)
-    found = files("corpus train", report)
-    assert tuple(found) == NAMES
-    # Of 31 lines of a file 20 have a <, the first one comes again, and one is blank: it gives no tokens.
-    assert [(step.name, step.came, step.left) for step in steps(report)] == [
-        ("plain", 64, 24),
-        (UNUSABLE, 24, 22),
-        ("near_duplicates", 22, 20),
-    ]
-    told = json.loads(found[JSON])
-    assert told["documents"] == 20 and told["steps"][0]["rejected"] == 40 and told["skipped"] == dict(record=4)
-    page = found[MARKDOWN].decode()
-    assert "64 documents were read, 20 are left" in page and f"({PICTURE})" in page
-    assert "| plain | 64 | 40 | 62.5% | 0 | 24 |" in page and "is no JSON" in page
-    assert all(line.startswith("    ") for line in page.splitlines() if "<b>" in line)
-    assert Image.open(io.BytesIO(found[PICTURE])).size[0] == 880
+def test_what_is_left_after_each_step_adds_up(prepared):
+    content = json.loads((prepared / "report.json").read_text())
+    assert content["title"] == "corpus train" and content["read"] == 11
+    assert list(content["left"].items()) == [
+        ("read", 11), ("english", 9), ("images", 8), ("can be used", 7), ("near_duplicates", 5)]  # fmt: skip
+    assert content["documents"] == 5 and content["items"] == {"image": 7}
+    assert {kind: each["records"] for kind, each in content["skipped"].items()} == {"record": 1, "image": 1}
+    rejected = {each["name"]: (each["rejected"], len(each["examples"])) for each in content["filters"]}
+    assert rejected == {"english": (2, 2), "images": (1, 1), "near_duplicates": (2, 2)}
+    assert [example.rsplit("/", 1)[1] for example in content["filters"][2]["examples"]] == ["a.jsonl:6", "a.jsonl:7"]
+    assert content == report(read_ledger(str(prepared)), "corpus train")
 
 
-def test_nothing_read_is_a_report_too():
-    found = files("empty", merged([]))
-    assert "0 documents were read" in found[MARKDOWN].decode() and found[PICTURE]
+def test_the_page_has_a_table_and_examples_and_the_picture_bars(prepared):
+    page = (prepared / "report.md").read_text()
+    assert "# corpus train" in page and "![Documents left after each filter](report.png)" in page
+    assert "| images | 1 | 0 | 8 | 72.7% |" in page and "a.jsonl:8: under 64 pixels" in page
+    assert "## Records that cannot be used (record): 1" in page
+    pixels = np.asarray(Image.open(prepared / "report.png").convert("RGB"))
+    blue = (np.abs(pixels.astype(int) - (0x3B, 0x6E, 0xA5)).max(axis=2) < 8).sum(axis=1)
+    widths = [int(run.max()) for run in np.split(blue, np.flatnonzero(np.diff(blue > 0)) + 1) if run.max() > 0]
+    assert len(widths) == 5 and np.allclose(np.array(widths) / widths[0], np.array([11, 9, 8, 7, 5]) / 11, atol=0.01)
 
 
-def test_without_matplotlib_there_is_no_picture_and_no_place_for_it(monkeypatch, prepared):
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    found = files("corpus", merged(prepared[0]))
-    assert set(found) == {JSON, MARKDOWN} and PICTURE not in found[MARKDOWN].decode()
+def test_without_a_recipe_there_is_a_page_and_no_picture(tmp_path):
+    prepare(job(tmp_path / "out", texts(tmp_path / "in", 1, 5)))
+    assert "5 documents, of 5 that could be read." in (tmp_path / "out/report.md").read_text()
+    assert not (tmp_path / "out/report.png").exists()
+
+
+def test_examples_are_text_and_not_markdown():
+    bad = "a.jsonl:1: # A title\n\n| a | table | <script>" + "x" * 1000
+    filters = [dict(name="english", rejected=1, changed=0, examples=[bad])]
+    ledger = Ledger("out", "key", "tokenizer", [], [], [], [], [], {"record": 1}, {"record": [bad]}, 1, filters)
+    page = as_markdown(report(ledger, "corpus train"))
+    shown = [line for line in page.splitlines() if "A title" in line]
+    assert len(shown) == 2 and all(line.startswith("    a.jsonl:1: # A title | a |") for line in shown)
+    assert max(map(len, page.splitlines())) < 210
+
+
+def test_near_duplicates_and_the_report_are_there_before_the_ledger(tmp_path, recipe, monkeypatch):  # noqa: F811
+    from data_pipeline.prepare import run
+
+    source = lines(tmp_path / "in", [ENGLISH, ENGLISH]) | dict(recipe=f"{recipe}:unlike")
+
+    def dies(ledger):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(run, "write_ledger", dies)
+        prepare(job(tmp_path / "out", source))
+    assert {"dropped.npy", "report.json", "report.md", "report.png"} <= {f.name for f in (tmp_path / "out").iterdir()}
+    assert read_ledger(str(tmp_path / "out")) is None
+    assert prepare(job(tmp_path / "out", source)).duplicates == 1
+    assert np.load(io.BytesIO((tmp_path / "out/dropped.npy").read_bytes())).tolist() == [False, True]

@@ -3,12 +3,14 @@
 import collections
 import json
 import random
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
+from data_pipeline.command import data
 from data_pipeline.documents import DataError
 from data_pipeline.prepare.tokenizer_mix import SHARDS, Source, mix, spread, train_tokenizer
 from data_pipeline.readers.jsonl import Jsonl
@@ -57,6 +59,12 @@ def test_a_source_with_less_than_its_share_gives_every_line_once(tmp_path):
     assert sum(len(line) for n, line in given if n == 1) == 20_000
 
 
+def test_what_a_shard_does_not_have_the_others_give(tmp_path):
+    pattern = corpus(tmp_path / "a", 2, 200)
+    (tmp_path / "a/001.jsonl").write_text('{"text": "1 little"}')
+    assert sum(len(line) for _, line in mix([source(pattern)], 10_000)) == 10_000
+
+
 @given(st.integers(0, 100))
 def test_shards_are_spread_and_none_is_lost(n):
     shards = [str(i) for i in range(n)]
@@ -94,6 +102,13 @@ def test_a_tokenizer_is_the_same_each_time_and_knows_the_words_of_each_source(tm
     assert first.unk not in first.encode("zzyzx reads words")
 
 
+def test_the_command_writes_a_model_that_a_config_can_name(tmp_path):
+    config, out = config_of(tmp_path, 35, words=entry(corpus(tmp_path / "a", 2, 50))), tmp_path / "new/mix.model"
+    assert data(config, SimpleNamespace(action="tokenizer", source=[], characters=0, out=str(out))) == 0
+    tokenizer = Tokenizer.load(out)
+    assert tokenizer.decode(tokenizer.encode("whoever reads 1")) == "whoever reads 1"
+
+
 def test_a_source_s_recipe_decides_what_is_learned(tmp_path):
     (tmp_path / "a.jsonl").write_text(
         "".join(json.dumps({"text": f"{text} {n}"}) + "\n" for n, text in enumerate(["words", "Ωμέγα"] * 50))
@@ -117,6 +132,9 @@ def test_too_little_text_or_no_weight_is_named_and_no_file_is_left(tmp_path):
     pattern = corpus(tmp_path / "a", 1, 3)
     with pytest.raises(DataError, match="vocab_size=5000 cannot be trained on 9 distinct lines"):
         train_tokenizer(config_of(tmp_path, 5000, a=entry(pattern)), ["a"], 0, str(tmp_path / "a.model"))
+    (tmp_path / "empty.jsonl").write_text("")
+    with pytest.raises(DataError, match="cannot be trained on 0 distinct lines"):
+        train_tokenizer(config_of(tmp_path, a=entry(f"{tmp_path}/empty.jsonl")), ["a"], 0, str(tmp_path / "a.model"))
     with pytest.raises(DataError, match="the shares of a are 0"):
         train_tokenizer(config_of(tmp_path, 20, a=entry(pattern, 0.0)), ["a"], 0, str(tmp_path / "a.model"))
     assert not (tmp_path / "a.model").exists()
