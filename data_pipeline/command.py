@@ -5,7 +5,6 @@ import os
 from pathlib import Path
 
 from data_pipeline.documents import DataError
-from data_pipeline.prepare.sources import make_job
 from data_pipeline.readers import SPLITS
 
 ACTIONS = ("prepare", "stats", "inspect", "tokenizer")
@@ -61,6 +60,7 @@ def cache_of(config, args) -> Path:
 def _prepare(config, args) -> int:
     from data_pipeline.pipeline import make_tokenizer
     from data_pipeline.prepare.run import prepare
+    from data_pipeline.prepare.sources import make_job
 
     cache = cache_of(config, args)
     tokenizer = make_tokenizer(config, cache)

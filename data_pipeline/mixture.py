@@ -50,6 +50,7 @@ class Mixture:
       rows: B, rows in a microbatch.
       items: N, places for items in a microbatch, by modality.
       arrays: shapes and dtypes of a global batch, see `Layout`.
+      table: where the vectors of a microbatch's items lie.
       members: the sources, in the order of `names`.
       skipped: records that could not be read when the sources were prepared, by "source/kind".
 
@@ -78,7 +79,7 @@ class Mixture:
         self.layout = batch_layout(config, data_shards)
         self.names, self.rows, self.items = self.layout.names, self.layout.rows, self.layout.items
         self.arrays = self.layout.arrays
-        self._table = Table(self.modalities.values(), self.items)
+        self.table = Table(self.modalities.values(), self.items)
         self.members, self.skipped, kinds = [], collections.Counter(), tuple(self.modalities)
         for s, name in enumerate(self.names):
             ledger = prepared(config, name, split, tokenizer, cache)
@@ -176,7 +177,7 @@ class Mixture:
         }
         parts, skipped, used = [], [], dict.fromkeys(here, 0)
         for a in range(self.microbatches):
-            gathered = self._gather(step, a, rows, here)
+            gathered = self.gather(step, a, rows, here)
             bad = {}
             for m in np.flatnonzero(gathered.wanted(rows, here)).tolist():
                 kind, number = gathered.kind_of(m), int(gathered.number[m])
@@ -192,7 +193,7 @@ class Mixture:
                 if gathered.row[piece] in rows:
                     name = self.names[gathered.source[piece]]
                     skipped.append((name, error.kind, error.where, str(error)))
-            pieces = gathered.pieces(rows, bad, self._table)
+            pieces = gathered.pieces(rows, bad, self.table)
             isolate = self.config.data.isolate_documents
             parts.append(assemble(pieces, len(rows), self.config.data.seq_len, self.tokenizer, isolate))
         arrays = {name: np.stack([part[name] for part in parts]) for name in parts[0]}
@@ -205,7 +206,7 @@ class Mixture:
         }
         return arrays, stats
 
-    def _gather(self, step: int, a: int, rows: range, here: dict[str, range]) -> Gathered:
+    def gather(self, step: int, a: int, rows: range, here: dict[str, range]) -> Gathered:
         """What microbatch `a` of a step has in the rows and places that are here."""
         phase = self.layout.phase(step)
         wanted = _overlap(phase.first_row, rows)
