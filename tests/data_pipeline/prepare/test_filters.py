@@ -72,7 +72,7 @@ def test_more_than_the_first_line_decides_the_language():
     assert why(English(), ENGLISH + (GERMAN + " ") * 1000) != "" and why(English(), (ENGLISH + " ") * 1000) == ""
 
 
-@pytest.mark.parametrize("text", ["\0", "\ufffd" * 50, "12345", "\u200b", "🙂" * 300, "a" * 100_000, "\n" * 100_000])
+@pytest.mark.parametrize("text", ["\0", "\ufffd" * 50, "12345", "\u200b", "🙂" * 300, "a" * 100_000, "\n" * 10**6])
 def test_no_text_is_too_odd_for_any_filter(text):
     filters = [English(), Gibberish(), Placeholders(), Surroundings(), MostImages(), FewerSingles(0), NearDuplicates()]
     for filter_ in filters:
