@@ -22,9 +22,8 @@ def demo(tokenizer, cache):
 
 def text_in(page: str) -> str:
     """What a reader sees, without spaces, tags and names of documents."""
-    page = re.sub(
-        r"<cite>.*?</cite>|<span class=.tag.>.*?</span>|<head>.*?</head>|<h\\d.*?</h\\d>", "", page, flags=re.S
-    )
+    not_text = r"<cite>.*?</cite>|<span class=.tag.>.*?</span>|<h\d.*?</h\d>"
+    page = re.sub(not_text, "", page, flags=re.DOTALL)
     return "".join(html.unescape(re.sub(r"<[^>]*>", "", page[page.index("</table>") :])).split())
 
 
