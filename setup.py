@@ -69,7 +69,7 @@ setup(
             *DATA,
             *GS,
             *S3,
-            *("openai>=3,<4", "httpx>=0.28,<1"),
+            *("openai>=3,<4", "httpx>=0.28,<1", "moto[server]>=5,<6"),
         ],
         # Sound: files, resampling, and espeak-ng's voices for the demo (GPL; used at run time, never copied).
         "speech": SPEECH,
