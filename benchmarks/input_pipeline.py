@@ -1,148 +1,303 @@
-"""The input pipeline alone: tokens/s and images/s for each core, from the demo's data and from photo-sized JPEG files.
+"""The input pipeline: tokens and images a second, against Grain and webdataset on the same records, and what bounds it.
 
-    python benchmarks/input_pipeline.py
+    pip install grain webdataset
+    python benchmarks/input_pipeline.py > benchmarks/input_pipeline.md
 
-"mixture" is one process making batches in one thread; "tf.data" is what training reads, with `--threads` of them at
-work. Below, decoding and resizing alone: what a core could do at best, and the same by TensorFlow's image ops.
+Records are synthetic and prepared: text of 4 to 5,000 tokens, captions whose pictures are not read (their tokens are
+counted), photographs of 512 x 384, stored at 224 px or as they were. Rates are for a core-second, so that other work on
+the machine changes little, and in wall time where it says so. Grain reads ArrayRecord at random in one process,
+webdataset a tar in order with torch's DataLoader; neither packs, both decode pictures by PIL as we do.
 """
 
 import argparse
+import importlib.metadata
 import io
 import os
 import platform
+import resource
 import subprocess
+import tarfile
 import tempfile
 import time
+from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
-from data_pipeline import mixture as mixture_module
+from data_pipeline.builtin import Pydoc
 from data_pipeline.documents import Document, Media, Text
 from data_pipeline.media import image
 from data_pipeline.mixture import Mixture
-from data_pipeline.pipeline import batches, make_tokenizer
-from data_pipeline.tensorflow_alone import tensorflow
-from data_pipeline.tokenizer import Tokenizer
+from data_pipeline.pipeline import batches
+from data_pipeline.prepare.ledger import consolidated, write_ledger
+from data_pipeline.prepare.sources import prepared
+from data_pipeline.readers import KINDS, Listed
+from data_pipeline.shards import ShardWriter
+from data_pipeline.tokenizer import Encoded, Tokenizer
 from kosmos_jax.modality import modalities
 
+T, PHOTOS = 2048, 600
+WORDS = "the of and to in a is that for it as was with be by on not he his but at are this have from or had an".split()
 
-class Photos:
-    """Captions with photo-like JPEG files of 384 x 384: smooth noise, about 25 KB each."""
 
-    fingerprint = "photos-384"
+class Photos(Listed):
+    """Smooth noise of 512 x 384 as JPEG, about 40 KB each, with a caption."""
 
-    def __init__(self):
-        rng = np.random.default_rng(0)
-        self.files = []
+    fingerprint = "photos"
+
+    def __init__(self, split: str):
+        draw, self.files = np.random.default_rng(0), []
         for _ in range(32):
-            small = Image.fromarray(rng.integers(0, 256, (48, 48, 3), np.uint8))
+            small = Image.fromarray(draw.integers(0, 256, (48, 64, 3), np.uint8))
             file = io.BytesIO()
-            small.resize((384, 384), Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
+            small.resize((512, 384), Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
             self.files.append(file.getvalue())
 
     def __len__(self):
-        return 2000
+        return PHOTOS
 
     def __getitem__(self, i):
-        caption = Text(f"The digit is {'one two three four'.split()[i % 4]}.")
-        return Document((Media("image", self.files[i % 32]), caption), f"photos[{i}]")
+        return Document((Media("image", self.files[i % 32]), Text(f"Photograph {i}.")), f"photos[{i}]")
 
 
-def config(image_size: int, image_tokens: int, seq_len: int, threads: int, sources: dict) -> ConfigDict:
-    perception = {"tokens": image_tokens, "shape": (image_size, image_size, 3), "dtype": "uint8"}
+class Prose(Listed):
+    """The prose of Python's documentation, over and over."""
+
+    fingerprint = "prose"
+
+    def __init__(self, split: str):
+        self._documents = Pydoc("train")
+
+    def __len__(self):
+        return 8 * len(self._documents)
+
+    def __getitem__(self, i):
+        return self._documents[i % len(self._documents)]
+
+
+def config(size: int, per_row: float, rows: int, source: dict) -> ConfigDict:
+    source = dict(share=1.0, per_row=dict(image=per_row), augment={}) | source
     return ConfigDict(
-        {
-            "seed": 0,
-            "model": {"perception": {"image": perception}},
-            "training": {"microbatches": 1},
-            "data": {
-                "seq_len": seq_len,
-                "batch_rows": 16,
-                "isolate_documents": True,
-                "max_skipped": 0,
-                "decode_threads": threads,
-                "prefetch": 2,
-                "tokenizer": {"path": "", "vocab_size": 1000, "kosmos2_tags": False},
-                "sources": sources,
-            },
-        }
-    )
+        dict(
+            seed=0,
+            model=dict(perception=dict(image=dict(tokens=64, shape=(size, size, 3), dtype="uint8"))),
+            training=dict(microbatches=1, steps=1),
+            data=dict(
+                seq_len=T, batch_rows=rows, bundle_rows=8, isolate_documents=True, max_skipped=0, decode_threads=2,
+                prefetch=2, tokenizer=dict(path="", vocab_size=1000, kosmos2_tags=False), sources=dict(source=source),
+            ),
+        )
+    )  # fmt: skip
 
 
-def demo_sources() -> dict:
-    augment = {"image": {"crop_scale": (0.85, 1.0), "rotate": 10.0}}
-    return {
-        "text": {"kind": "pydoc", "share": 0.25, "per_row": {}},
-        "captions": {"kind": "digits", "share": 0.25, "per_row": {"image": 15}, "augment": augment},
-        "interleaved": {"kind": "digit_documents", "share": 0.5, "per_row": {"image": 20}, "augment": augment},
-    }
+def synthetic(kind: str, folder: Path, tokenizer: Tokenizer, count: int = 65_536) -> list[np.ndarray]:
+    """A prepared shard of texts or captions; returns the texts' tokens."""
+    draw, bodies = np.random.default_rng(0), []
+    (folder / "train").mkdir(parents=True)
+    writer = ShardWriter(folder / "train/000000-000", tokenizer.modalities, tokenizer.size)
+    tag, end = tokenizer.tag_ids["<image>"], tokenizer.tag_ids["</image>"]
+    picture = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(picture, "PNG")
+    for i in range(count):
+        if kind == "text":
+            sentences = np.clip(draw.lognormal(3, 0.6, draw.integers(1, 40)), 3, 120).astype(int)
+            body = draw.integers(4, 900, sentences.sum()).astype(np.int32)
+            none = np.zeros(0, np.int32)
+            encoded, stored = Encoded(body, np.ones(len(body) + 1, bool), (), none, np.cumsum(sentences)), []
+        else:
+            words = draw.integers(4, 900, int(np.clip(draw.lognormal(2.7, 0.6), 1, 300)))
+            body = np.concatenate([[tag] * 65, [end], words]).astype(np.int32)
+            cuts, items = np.array([66, len(body)], np.int32), (Media("image", b""),)
+            encoded = Encoded(body, np.arange(len(body) + 1) >= 66, items, np.array([1], np.int32), cuts)
+            stored = [picture.getvalue()]
+        writer.add(encoded, stored, f"{kind}[{i}]")
+        bodies.append(body.astype(np.uint16))
+    shard = writer.close() | dict(name="000000-000")
+    report = dict(skipped={}, examples={}, shards=[shard])
+    write_ledger(consolidated(str(folder / "train"), kind, tokenizer, [report]))
+    return bodies
 
 
-def measure(name: str, mixture: Mixture, steps: int, threads: int):
-    """Prints a line for the mixture alone and one for tf.data; CPU seconds, so that a busy machine changes little."""
+class WithoutPictures(Mixture):
+    """Everything but reading pictures."""
 
-    def line(way, stream):
-        next(stream)
-        wall, cpu, tokens, pictures = time.perf_counter(), time.process_time(), 0, 0
-        for arrays in stream:
-            tokens += int((arrays["segment_ids"] > 0).sum())
-            pictures += len(np.unique(arrays["slots"])) // mixture.modalities["image"].tokens
-        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-        print(f"| {name} | {way} | {tokens / cpu:,.0f} | {pictures / cpu:,.0f} | {tokens / wall:,.0f} |", flush=True)
-
-    line("mixture", (mixture.batch(step)[0] for step in range(steps)))
-    line(f"tf.data, {threads} threads", (arrays for _, arrays, _ in batches(mixture, 0, steps)))
+    def _item(self, gathered, m):
+        return np.zeros((8, 8, 3), np.uint8)
 
 
-def measure_decoding(files: list[bytes]):
-    """Prints images/s of one core: PIL as we use it, and TensorFlow's ops in one thread."""
-    tf = tensorflow()
+class Timer:
+    """Seconds of wall and of all threads since it was made."""
 
-    def tf_bicubic(file):
-        image = tf.io.decode_image(file, channels=3, expand_animations=False)
-        return tf.image.resize(image, (224, 224), "bicubic", antialias=True)
+    def __init__(self):
+        self._wall, self._cpu = time.perf_counter(), time.process_time()
 
-    shape, draws = (224, 224, 3), np.full(4, 0.5)
-    ways = {
-        "PIL: decode": lambda file: image.decode(file, "image"),
-        "PIL: decode, bicubic 224 (squash)": lambda file: image.item(image.decode(file, "image"), shape),
-        "PIL: decode, random crop, bicubic 224": lambda file: image.item(
-            image.decode(file, "image"), shape, draws, crop_scale=(0.9, 1)
-        ),
-        "TensorFlow: decode": lambda file: tf.io.decode_image(file, channels=3, expand_animations=False),
-        "TensorFlow: decode, bicubic 224, antialias": tf_bicubic,
-    }
-    print("\n| JPEG 384 x 384, one core | images/s |\n|---|---|")
-    for name, decode in ways.items():
-        decode(files[0])
-        start = time.process_time()
-        for _ in range(6):
-            for file in files:
-                decode(file)
-        print(f"| {name} | {6 * len(files) / (time.process_time() - start):,.0f} |", flush=True)
+    def __call__(self) -> tuple[float, float]:
+        return time.perf_counter() - self._wall, time.process_time() - self._cpu
+
+
+def ours(mixture: Mixture, steps: int) -> tuple[float, float, float, float]:
+    """Tokens and images for a core-second, and for a second, through tf.data."""
+    for _ in batches(mixture, 0, 3):
+        pass
+    timer, tokens, pictures = Timer(), 0, 0
+    for _, arrays, stats in batches(mixture, 0, steps):
+        tokens += int((arrays["segment_ids"] > 0).sum())
+        pictures += round(stats["item_fill"]["image"] * arrays["media"]["image"].shape[1])
+    wall, cpu = timer()
+    return tokens / cpu, pictures / cpu, tokens / wall, pictures / wall
+
+
+def memory() -> float:
+    """MiB that are resident now."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize() / 2**20
+
+
+def rate(items, count=len) -> float:
+    timer, total = Timer(), 0
+    for each in items:
+        total += count(each)
+    return total / timer()[1]
+
+
+def grain_rates(folder: Path, texts, captions, files: list[bytes]) -> tuple[float, float, float]:
+    import grain.python as grain
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    each = dict(texts=[text.tobytes() for text in texts], captions=[text.tobytes() for text in captions], files=files)
+    for name, records in each.items():
+        writer = ArrayRecordWriter(str(folder / name), "group_size:1")
+        for record in records:
+            writer.write(record)
+        writer.close()
+
+    def stream(name, decode):
+        source = grain.ArrayRecordDataSource(str(folder / name))
+        dataset = grain.MapDataset.source(source).shuffle(seed=0).map(decode)
+        return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=64)))
+
+    tokens = [rate(stream(name, lambda record: np.frombuffer(record, np.uint16))) for name in ("texts", "captions")]
+    return *tokens, rate(stream("files", pixels), lambda _: 1)
+
+
+def webdataset_rates(folder: Path, texts, captions, files: list[bytes]) -> tuple[float, float, float]:
+    import torch
+    import webdataset
+
+    each = dict(texts=[text.tobytes() for text in texts], captions=[text.tobytes() for text in captions], files=files)
+    for name, records in each.items():
+        suffix = "jpg" if name == "files" else "bin"
+        with tarfile.open(folder / f"{name}.tar", "w") as tar:
+            for i, record in enumerate(records):
+                member = tarfile.TarInfo(f"{i:06}.{suffix}")
+                member.size = len(record)
+                tar.addfile(member, io.BytesIO(record))
+
+    def stream(name, decode):
+        dataset = webdataset.WebDataset(str(folder / f"{name}.tar"), shardshuffle=False).shuffle(100).map(decode)
+        return torch.utils.data.DataLoader(dataset, batch_size=None, num_workers=0)
+
+    tokens = [
+        rate(stream(name, lambda sample: np.frombuffer(sample["bin"], np.uint16))) for name in ("texts", "captions")
+    ]
+    return *tokens, rate(stream("files", lambda sample: pixels(sample["jpg"])), lambda _: 1)
+
+
+def pixels(data: bytes) -> np.ndarray:
+    return image.center_crop(image.decode(data), 224)
+
+
+def prepare_rates(folder: Path, tokenizer: Tokenizer) -> tuple[float, float]:
+    """Tokens for a core-second: of `prepare`, and of SentencePiece alone on the same texts."""
+    import sentencepiece
+
+    texts = [document.parts[0].text for document in Prose("train")]
+    pieces = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.model_bytes)
+    bare = rate(map(pieces.encode, texts))
+    timer = Timer()
+    ledger = prepared(config(8, 0, 8, dict(kind="prose")), "source", "train", tokenizer, folder)
+    return sum(ledger.tokens) / timer()[1], bare
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--steps", type=int, default=40)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=60, help="of 64 rows; default: 60")
     args = parser.parse_args()
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    print(f"commit {commit.stdout.strip() or 'unknown'}, {platform.machine()}, {os.cpu_count()} cores")
-    print("\n| data | by | tokens/s/core | images/s/core | tokens/s |\n|---|---|---|---|---|")
-    with tempfile.TemporaryDirectory() as cache:
-        demo = config(32, 8, 256, args.threads, demo_sources())
-        tokenizer = make_tokenizer(demo, cache)
-        measure("demo", Mixture(demo, tokenizer, "train", cache), args.steps, args.threads)
-        photos = Photos()
-        one = {"photos": {"kind": "photos", "share": 1.0, "per_row": {"image": 7}}}
-        mixture_module.make_source = lambda *_: photos
-        paper = config(224, 64, 512, args.threads, one)
-        tokenizer = Tokenizer(tokenizer.model_bytes, modalities=modalities(paper.model))
-        measure("photos, 224 px", Mixture(paper, tokenizer, "train", cache), args.steps, args.threads)
-    measure_decoding(photos.files)
+    KINDS.update(photos=Photos, prose=Prose)
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    names = ("tensorflow-cpu", "grain", "array_record", "webdataset", "torch", "pillow", "numpy")
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
+    print("# The input pipeline\n\n" + __doc__.split("\n\n")[2] + "\n")
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+    print(f"Commit {commit}, {machine}, {versions}.")
+    print("\n    $ python benchmarks/input_pipeline.py\n")
+    with tempfile.TemporaryDirectory() as name:
+        measure(Path(name), args.steps)
+
+
+def measure(folder: Path, steps: int):
+    model = config(224, 0, 64, {}).model
+    tokenizer = Tokenizer.train((d.parts[0].text for d in Pydoc("train")), 1000, modalities=modalities(model))
+    small = Tokenizer(tokenizer.model_bytes, modalities=modalities(config(8, 0, 64, {}).model))
+    print("| records | from | tokens/s a core | tokens/s, wall | images/s a core | images/s, wall |")
+    print("|---|---|---|---|---|---|")
+
+    def line(records, from_, tokens, images=None, wall=None, image_wall=None):
+        cells = ("" if each is None else f"{each:,.0f}" for each in (tokens, wall, images, image_wall))
+        print(f"| {records} | {from_} | {' | '.join(cells)} |", flush=True)
+
+    def mixture(tokens, cache, kind=Mixture, **settings):
+        return kind(config(**settings), tokens, "train", folder / cache)
+
+    texts = synthetic("text", folder / "text", small)
+    told = synthetic("captions", folder / "captions", small)
+    text = mixture(small, "t", size=8, per_row=0, rows=64, source=dict(kind="jsonl", prepared=str(folder / "text")))
+    text_rate, _, wall, _ = ours(text, steps)
+    line("text", "kosmos_jax", text_rate, wall=wall)
+    source = dict(kind="jsonl", prepared=str(folder / "captions"))
+    captions = mixture(small, "c", WithoutPictures, size=8, per_row=24.5, rows=64, source=source)
+    caption_rate, _, wall, _ = ours(captions, steps)
+    line("captions, pictures not read", "kosmos_jax", caption_rate, wall=wall)
+    images = {}
+    for media in ("inline", "original"):
+        photos = mixture(tokenizer, "p", size=224, per_row=26, rows=8, source=dict(kind="photos", media=media))
+        _, images[media], _, wall = ours(photos, 12)
+        line("photographs, " + dict(inline="stored at 224 px", original="512 x 384")[media], "kosmos_jax", None,
+             images[media], image_wall=wall)  # fmt: skip
+    ledger = prepared(config(224, 26, 8, dict(kind="photos")), "source", "train", tokenizer, folder / "p")
+    (shard,) = ledger.shards(0, folder)
+    stored = [shard.media(i).data for i in range(PHOTOS)]
+    peers = {}
+    for peer, rates in (("Grain, ArrayRecord", grain_rates), ("webdataset, DataLoader", webdataset_rates)):
+        (folder / rates.__name__).mkdir()
+        peers[peer] = found = rates(folder / rates.__name__, texts, told, stored)
+        line("text", peer, found[0])
+        line("captions, pictures not read", peer, found[1])
+        line("photographs, stored at 224 px", peer, None, found[2])
+    bare = {name: rate(map(pixels, files), lambda _: 1) for name, files in
+            (("stored at 224 px", stored), ("512 x 384", Photos("train").files * 20))}  # fmt: skip
+    for name, each in bare.items():
+        line(f"photographs, {name}", "PIL alone", None, each)
+
+    print("\n| | |\n|---|---|")
+    for peer, found in peers.items():
+        ratios = [a / b for a, b in zip((text_rate, caption_rate, images["inline"]), found, strict=True)]
+        print("| against {} | text {:.1f}x, captions {:.1f}x, images {:.2f}x |".format(peer, *ratios))
+    print(f"| photographs of 512 x 384, against PIL alone | {images['original'] / bare['512 x 384']:.0%} |")
+    prepare, pieces = prepare_rates(folder / "prose", small)
+    print(f"| preparing text | {prepare:,.0f} tokens/s a core, {prepare / pieces:.0%} of SentencePiece alone |")
+    held = []
+    for step, _, _ in batches(text, 0, 3001):
+        if step in (100, 1000, 3000):
+            held.append(f"{memory():,.0f} MiB at step {step:,}")
+    print(f"| memory of the process, text | {', '.join(held)} |")
+    print(
+        "\n## Host cores for a chip\n\nAt 224 px from stored JPEG, for batches like the paper's (1.2M tokens and 7,100"
+    )
+    print("images a step):\n\n| images/s of the chip | cores |\n|---|---|")
+    for speed in (100, 500, 1000, 5000):
+        print(f"| {speed:,} | {speed / images['inline'] + speed / 7100 * 1.2e6 / text_rate:.1f} |")
 
 
 if __name__ == "__main__":

@@ -82,7 +82,7 @@ def data() -> dict:
         batch_rows=576,  # [P] 1.2M tokens: 240 + 240 + 96 rows of 2,048, i.e. 0.5M, 0.5M and 0.2M tokens
         bundle_rows=8,  # [ours] rows of a source that share places for items of media
         isolate_documents=True,  # [ours] documents in one row do not see each other; the paper's packing lets them
-        cache="",  # folder of indexes and row plans; "" is WORKDIR/cache
+        cache="",  # folder of prepared sources and plans; "" is WORKDIR/cache
         max_skipped=10_000,  # [ours] records that may be unreadable before the run stops
         decode_threads=16,  # batches read and decoded at the same time, in each process
         prefetch=2,  # batches that wait ready
@@ -92,7 +92,7 @@ def data() -> dict:
             kosmos2_tags=False,  # 1,030 more ids for grounding
         ),
         # Where each kind of data comes from. The paper's own corpora are not public; these have the same form.
-        # `share`: rows of every step by proportion, here millions of tokens [P]; `per_row`: room for items of media;
+        # `share`: rows of every step by proportion, here millions of tokens [P]; `per_row`: places for media in a row;
         # `augment`: how training changes them.
         sources=dict(
             text=dict(
@@ -135,7 +135,7 @@ def training() -> dict:
         log_every=10,
         profile=(0, 0),  # first and last step of a trace for TensorBoard and xprof; (0, 0): none
         join_seconds=300.0,  # [ours] how long the processes of a job wait at the start until all have come
-        wait_seconds=7200.0,  # [ours] and then for one that still indexes data or reads a checkpoint
+        wait_seconds=7200.0,  # [ours] and then for one that still prepares data or reads a checkpoint
         hang_seconds=1800.0,  # [ours] the process ends when no step, evaluation or checkpoint did for so long; 0: never
         wandb=False,  # metrics to Weights & Biases too
         eval_every=1000,  # 0: never
