@@ -30,7 +30,11 @@ setup(
             f"{name}{rest}" for name in ("kosmos_jax", "configs", "data_pipeline", "launch") for rest in ("", ".*")
         ]
     ),
-    package_data={"kosmos_jax.interop": ["cards/*.md"], "kosmos_jax.serving": ["page/*"]},
+    package_data={
+        "data_pipeline": ["*.css"],
+        "kosmos_jax.interop": ["cards/*.md"],
+        "kosmos_jax.serving": ["page/*"],
+    },
     entry_points={"console_scripts": ["kosmos=kosmos_jax.cli:main"]},
     install_requires=[
         f"jax{JAX}",

@@ -1,201 +1,220 @@
 """A page that shows what the model will see: packed rows as they are, and what their sources hold."""
 
 import base64
-import html
+import collections
 import io
+import itertools
+from collections.abc import Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from data_pipeline.statistics import statistics
-from data_pipeline.wav import wav
+from data_pipeline.inspect_picture import write_picture
+from data_pipeline.inspect_rows import Item, Row, Segment, hue, packed_rows
+from data_pipeline.media import audio
+from data_pipeline.statistics import left_out, over_limit, printable, statistics
+from kosmos_jax.modality import FIRST_PIECE
 
-STYLE = """
-:root { color-scheme: light dark; --ink: #1b1b1b; --paper: #fff; --faint: #8a8a8a; --line: #ddd; --pale: 92%;
-  --deep: 80% }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e8e8e8; --paper: #161616; --faint: #888; --line: #3a3a3a; --pale: 18%; --deep: 32% } }
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); margin: 2rem auto;
-  max-width: 1150px; padding: 0 1rem }
-table { border-collapse: collapse; margin: 1rem 0; display: block; overflow-x: auto }
-th, td { text-align: left; padding: .2rem .8rem .2rem 0; border-bottom: 1px solid var(--line); vertical-align: top }
-td.n { text-align: right; font-variant-numeric: tabular-nums }
-article { border: 1px solid var(--line); border-radius: 6px; padding: .6rem .9rem; margin: 1rem 0 }
-article h3 { margin: 0 0 .4rem; font-size: 1rem }
-.fill { color: var(--faint); font-weight: normal }
-.piece { border-left: 3px solid hsl(var(--hue) 60% 50%); padding-left: .6rem; margin: .5rem 0; overflow-wrap: anywhere }
-.piece cite { display: block; font-size: .75rem; color: var(--faint); font-style: normal }
-.t { border-radius: 2px; background: hsl(var(--hue) 70% var(--pale)) }
-.t.learned { background: hsl(var(--hue) 70% var(--deep)) }
-.tag { color: var(--faint); font-size: .8em }
-img { height: 84px; image-rendering: auto; vertical-align: middle; border-radius: 3px; margin: 2px }
-audio { height: 32px; vertical-align: middle }
-.bars { display: flex; align-items: flex-end; height: 48px; gap: 1px; min-width: 160px }
-.bars i { flex: 1; background: hsl(var(--hue) 60% 50%); min-height: 1px }
-"""
+STYLE = Path(__file__).with_suffix(".css")
+# Pixels of the longer side of a picture in the page; one that is smaller is shown without loss.
+SIDE, SMALL = 160, 64
+# Columns of tables that are no numbers.
+WORDY = ("Source", "Tokens of a document", "Why", "Such as")
+# Of the drawing of a sound.
+COLUMNS = 120
+WORDS = "<mark>this</mark><mark> is</mark><mark> learned</mark>, <span>this</span><span> is</span><span> read</span>"
 
 
-def inspect(mixture, step: int, out: str, rows: int = 8):
-    """Writes the page, and beside it a picture of the same rows (`.png`).
+def inspect(mixture, step: int, out: str | Path, rows: int = 8):
+    """Writes the page, and beside it, where matplotlib is installed, a picture of the same rows (`.png`).
 
     Args:
-      mixture: whose batch is shown.
+      mixture: a `Mixture`, whose batch is shown.
       step: which one.
-      out: the page, "page.html".
+      out: the page, "page.html"; its folder is made if need be.
       rows: of each source, at most.
+
+    Raises:
+      DataError: there is no such step, or nothing to show.
     """
-    arrays, stats = mixture.batch(step)
-    shown = chosen_rows(arrays["row_source"][0], rows)
-    names = _names(mixture, step)
-    articles = [_row(mixture, arrays, names, row) for row in shown]
-    title = f"{mixture.config.get('name', 'data')}, {mixture.split}: step {step:,}"
-    fills = ", ".join([f"text {stats['text_fill']:.3f}", *(f"{k} {v:.3f}" for k, v in stats["item_fill"].items())])
-    page = f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{html.escape(title)}</title><style>{STYLE}</style></head><body>
-<h1>{html.escape(title)}</h1>
-<p>{len(shown)} of {mixture.rows} rows of {mixture.config.data.seq_len} tokens; fill of the batch: {fills}.
-Dark tokens are learned, pale ones are read. A bar at the left is a document, or a piece of one.</p>
-<h2>Sources</h2>
-{_table(mixture, statistics(mixture))}
-<h2>Rows</h2>
-{"".join(articles)}
-</body></html>
-"""
-    Path(out).write_text(page, encoding="utf-8")
-    picture(mixture, arrays, shown, str(Path(out).with_suffix(".png")))
+    shown, out = packed_rows(mixture, step, rows), Path(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(page(mixture, step, shown), encoding="utf-8")
+    write_picture(mixture, title(mixture, step), shown, out.with_suffix(".png"))
 
 
-def chosen_rows(row_source: np.ndarray, most: int) -> list[int]:
-    """The first rows of each source, in the order in which they stand in the batch."""
-    return sorted(int(row) for s in np.unique(row_source) for row in np.flatnonzero(row_source == s)[:most])
+def title(mixture, step: int) -> str:
+    return f"{mixture.config.get('name') or 'data'}, {mixture.split}: the batch of step {step:,}"
 
 
-def _names(mixture, step: int) -> dict[tuple[int, int], str]:
-    """Names of the documents of a batch by row and segment."""
-    everything = mixture.gather(step, 0, range(mixture.rows), {kind: range(n) for kind, n in mixture.items.items()})
-    each = zip(everything.row.tolist(), everything.segment.tolist(), everything.shard, everything.document, strict=True)
-    return {(row, segment): everything.shards[shard].name(int(d)) for row, segment, shard, d in each}
+def page(mixture, step: int, shown: Sequence[Row]) -> str:
+    """The page as HTML that needs nothing else.
 
-
-def _row(mixture, arrays: dict[str, Any], names: dict, row: int) -> str:
-    tokens, targets, segments, slots = (arrays[key][0, row] for key in ("tokens", "targets", "segment_ids", "slots"))
-    learned = np.concatenate([[False], targets[:-1] >= 0])
-    source = int(arrays["row_source"][0, row])
-    used = int((segments > 0).sum())
-    pieces, bounds = [], np.flatnonzero(np.diff(segments, prepend=-1, append=-1)).tolist()
-    for first, stop in zip(bounds, bounds[1:], strict=False):
-        if segments[first] > 0:
-            body = "".join(_spans(mixture, arrays, tokens[first:stop], learned[first:stop], slots[first:stop]))
-            name = names.get((row, int(segments[first])), "")
-            pieces.append(f'<div class="piece"><cite>{html.escape(name)}</cite>{body}</div>')
-    head = f"row {row}: {html.escape(mixture.names[source])}"
-    fill = f'<span class="fill">{used} of {len(tokens)} tokens, {(learned & (segments > 0)).sum()} learned</span>'
-    return f'<article style="--hue: {hue(mixture, source)}"><h3>{head} {fill}</h3>{"".join(pieces)}</article>\n'
-
-
-def hue(mixture, source: int) -> int:
-    return round(210 + 360 * source / len(mixture.names)) % 360
-
-
-def _spans(mixture, arrays, tokens, learned, slots):
-    at = 0
-    while at < len(tokens):
-        if slots[at] >= 0:
-            kind, number = _item(mixture, int(slots[at]))
-            yield _shown(kind, arrays["media"][kind][0, number])
-            at += mixture.modalities[kind].tokens
-            continue
-        stop = at + 1
-        while stop < len(tokens) and learned[stop] == learned[at] and slots[stop] < 0:
-            stop += 1
-        text = "".join(_token(mixture.tokenizer, int(token)) for token in tokens[at:stop])
-        yield f'<span class="t{" learned" if learned[at] else ""}">{text}</span>'
-        at = stop
-
-
-def _token(tokenizer, token: int) -> str:
-    if token == tokenizer.line:
-        return '<span class="tag">&lt;/line&gt;</span><br>'
-    written = tokenizer.token(token)
-    if token in (tokenizer.bos, tokenizer.eos, tokenizer.pad, tokenizer.unk) or token in tokenizer.tag_ids.values():
-        return f'<span class="tag">{html.escape(written)}</span>'
-    return html.escape(written.replace("▁", " "))
-
-
-def _item(mixture, slot: int) -> tuple[str, int]:
-    """Kind and number of the item that a slot belongs to."""
-    first = mixture.table.first
-    kind = max((kind for kind in first if first[kind] <= slot), key=lambda kind: (first[kind], kind))
-    return kind, (slot - first[kind]) // mixture.table.tokens[kind]
-
-
-def _shown(kind: str, item: np.ndarray) -> str:
-    if item.ndim == 3 and item.dtype == np.uint8:
-        from PIL import Image
-
-        file = io.BytesIO()
-        Image.fromarray(item).save(file, "JPEG", quality=85)
-        return f'<img alt="{kind}" src="data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}">'
-    if item.ndim == 1 and item.dtype == np.int16:
-        data = base64.b64encode(wav(item, 16_000)).decode()
-        return f'<audio controls src="data:audio/wav;base64,{data}"></audio>'
-    return f'<span class="tag">[{html.escape(kind)} {item.shape}]</span>'
-
-
-def _table(mixture, found: dict[str, dict[str, Any]]) -> str:
-    head = (
-        "source",
-        "documents",
-        "tokens",
-        "media",
-        "tokens of a document",
-        "text fill",
-        "media fill",
-        "rows an epoch",
+    Args:
+      mixture: a `Mixture`.
+      step: whose rows these are.
+      shown: by source.
+    """
+    found, seq_len = statistics(mixture), mixture.config.data.seq_len
+    head = quoted(title(mixture, step))
+    batch = mixture.rows * mixture.microbatches
+    sources = "".join(
+        f'<h2 class="source" style="--hue: {hue(mixture, s)}">Rows of {quoted(name)}</h2>\n'
+        + ("".join(_row(mixture, row) for row in shown if row.source == s) or "<p>It has no row in this step.</p>")
+        for s, name in enumerate(mixture.names)
     )
-    head += ("a step", "epochs at the end", "left out")
-    rows = []
-    for s, (name, each) in enumerate(found.items()):
-        counts, most = each["histogram"]["counts"], max(1, *each["histogram"]["counts"])
-        bars = "".join(f'<i style="height: {100 * n / most:.0f}%"></i>' for n in counts)
-        least, _, median, _, largest = each["lengths"] or [0] * 5
-        lengths = f'<div class="bars">{bars}</div>{least} to {largest:,}, median {median:,}'
-        out = [f"{n:,} {kind}: {(each['examples'].get(kind) or [''])[0][:120]}" for kind, n in each["skipped"].items()]
-        out += [f"{f['rejected']:,} by {f['name']}" for f in each["filters"] if f["rejected"]]
-        out += [f"{each['duplicates']:,} near-duplicates"] if each["duplicates"] else []
-        limit = f" of {each['epochs_limit']:g}" if each["epochs_limit"] else ""
-        cells = [
-            f"<th scope=row>{html.escape(name)}</th>",
-            *(f"<td class=n>{each[key]:,}</td>" for key in ("documents", "tokens")),
-            f"<td class=n>{', '.join(f'{n:,} {kind}' for kind, n in each['items'].items() if n) or '-'}</td>",
-            f"<td>{lengths}</td><td class=n>{each['text_fill']:.3f}</td>",
-            f"<td class=n>{', '.join(f'{kind} {fill:.3f}' for kind, fill in each['item_fill'].items()) or '-'}</td>",
-            f"<td class=n>{each['rows_an_epoch']:,}</td><td class=n>{each['rows_a_step']:g}</td>",
-            f"<td class=n>{each['epochs']:.2f}{limit}</td><td>{'<br>'.join(map(html.escape, out)) or '-'}</td>",
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{head}</title><style>{STYLE.read_text()}</style></head><body>
+<h1>{head}</h1>
+<p>{len(shown)} of its {batch:,} rows of {seq_len:,} tokens. A box is a document, or a piece of one. The stripe above is
+the row in proportion: media in the colour of this text, padding empty.</p>
+<p class="text" style="--hue: {hue(mixture, 0)}">Tokens, with their spaces: {WORDS}.</p>
+<h2>Sources</h2>
+{_numbers(mixture, found)}
+{_losses(mixture, found)}
+{sources}</body></html>
+"""
+
+
+def quoted(text: str) -> str:
+    return escape(printable(text))
+
+
+def _row(mixture, row: Row) -> str:
+    counts = [f"{row.used:,} of {row.seq_len:,} tokens ({row.used / row.seq_len:.1%})", f"{row.learned:,} learned"]
+    counts += [f"{n} of {kind}" for kind, n in collections.Counter(item.kind for item in row.items).items()]
+    place = f"Row {row.number}" + (f" of microbatch {row.microbatch}" if mixture.microbatches > 1 else "")
+    missing = "".join(f'<p class="problem">Left out: {quoted(message)}</p>' for message in row.left_out)
+    segments = "".join(_segment(mixture.tokenizer, segment) for segment in row.segments)
+    return f"""<article class="row" style="--hue: {hue(mixture, row.source)}">
+<h3>{place} <small>{", ".join(counts)}</small></h3>
+<div class="ribbon" aria-hidden="true">{_ribbon(row)}</div>{missing}
+<div class="segments">{segments}</div></article>
+"""
+
+
+def _ribbon(row: Row) -> str:
+    stripes = []
+    for segment in row.segments:
+        kinds = [
+            ("media" if item else "learned" if segment.learned[at] else "read", item.count if item else 1)
+            for at, item in segment.parts()
         ]
-        rows.append(f'<tr style="--hue: {hue(mixture, s)}">{"".join(cells)}</tr>')
-    heads = "".join(f"<th scope=col>{each}</th>" for each in head)
-    return f"<table><thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+        runs = [(kind, sum(n for _, n in own)) for kind, own in itertools.groupby(kinds, key=lambda each: each[0])]
+        stripes += [(f"{kind} begins" if n == 0 else kind, length) for n, (kind, length) in enumerate(runs)]
+    stripes.append(("padding begins", row.seq_len - row.used))
+    return "".join(f'<i class="{kind}" style="flex: {length}"></i>' for kind, length in stripes if length)
 
 
-def picture(mixture, arrays: dict[str, Any], shown: list[int], out: str):
-    """The rows as stripes: padding white, media dark, text in the colour of its source, paler where it is only read."""
-    from colorsys import hls_to_rgb
+def _segment(tokenizer, segment: Segment) -> str:
+    piece = ""
+    if segment.stop - segment.start < segment.length:
+        piece = f", tokens {segment.start:,} to {segment.stop:,} of {segment.length:,}"
+    parts = (
+        _item(item) if item else _token(tokenizer, int(segment.tokens[at]), bool(segment.learned[at]))
+        for at, item in segment.parts()
+    )
+    head = f"<h4>{quoted(segment.name)}{piece}</h4>"
+    return f'<section class="segment">{head}<p class="text">{"".join(parts)}</p></section>'
 
+
+def _token(tokenizer, token: int, learned: bool) -> str:
+    written = escape(tokenizer.token(token).replace("▁", " "))
+    if token < FIRST_PIECE or token >= tokenizer.mask:
+        written = f"<code>{written}</code>"
+    shown = f"<mark>{written}</mark>" if learned else f"<span>{written}</span>"
+    return shown + ("<br>" if token == tokenizer.line else "")
+
+
+def _item(item: Item) -> str:
+    value, kind = item.value, escape(item.kind)
+    if value.ndim == 3 and value.dtype == np.uint8:
+        shown = _image(value, kind)
+    elif value.ndim == 1 and value.dtype == np.int16:
+        shown = _sound(value, kind)
+    else:
+        shown = f"{kind} of {' x '.join(map(str, value.shape))}"
+    # Spans, as a paragraph has no figures.
+    return f'<span class="item" role="figure">{shown}<small>{item.count} tokens</small></span>'
+
+
+def _image(value: np.ndarray, kind: str) -> str:
     from PIL import Image
 
-    height, seq_len = 14, mixture.config.data.seq_len
-    image = np.full((len(shown) * (height + 4) + 4, seq_len, 3), 255, np.uint8)
-    for n, row in enumerate(shown):
-        targets, segments, slots = (arrays[key][0, row] for key in ("targets", "segment_ids", "slots"))
-        learned = np.concatenate([[False], targets[:-1] >= 0])
-        tone = hue(mixture, int(arrays["row_source"][0, row])) / 360
-        colours = [tuple(round(255 * c) for c in hls_to_rgb(tone, light, 0.6)) for light in (0.82, 0.55, 0.25)]
-        strip = np.array(colours, np.uint8)[np.where(slots >= 0, 2, learned.astype(int))]
-        strip[segments == 0] = 245
-        strip[np.diff(segments, prepend=segments[:1]) != 0] = 0  # where a document begins
-        image[4 + n * (height + 4) : 4 + n * (height + 4) + height] = strip
-    scale = max(1, 1024 // seq_len)
-    Image.fromarray(image).resize((seq_len * scale, image.shape[0] * 2), Image.Resampling.NEAREST).save(out)
+    image, file = Image.fromarray(value), io.BytesIO()
+    small = max(image.size) <= SMALL
+    image.thumbnail((SIDE, SIDE))
+    form = "png" if small else "jpeg"
+    image.save(file, form, quality=80)
+    return f'<img alt="{kind}"{" class=small" * small} src="{_url(f"image/{form}", file)}">'
+
+
+def _sound(value: np.ndarray, kind: str) -> str:
+    import soundfile
+
+    heard = value[: int(np.flatnonzero(value)[-1]) + 1] if value.any() else value[:1]
+    file = io.BytesIO()
+    soundfile.write(file, heard, audio.RATE, format="MP3")
+    parts = np.array_split(value.astype(int), min(COLUMNS, len(value)))
+    tops = [f"{x},{32 - int(part.max()) // 1024}" for x, part in enumerate(parts)]
+    feet = [f"{x},{33 - int(part.min()) // 1024}" for x, part in enumerate(parts)]
+    return (
+        f'<svg viewBox="0 0 {len(parts) - 1} 65" preserveAspectRatio="none" role="img" aria-label="{kind}">'
+        f'<polygon points="{" ".join(tops + feet[::-1])}"/></svg>'
+        f'<audio controls preload="none" src="{_url("audio/mpeg", file)}"></audio>'
+    )
+
+
+def _url(form: str, file: io.BytesIO) -> str:
+    return f"data:{form};base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def _numbers(mixture, found: dict[str, dict[str, Any]]) -> str:
+    heads = ("Source", "Documents", "Tokens", "Media", "Tokens of a document", "Text fill", "Media fill")
+    heads += ("Rows an epoch", "Rows a step", f"Epochs in {mixture.config.training.steps:,} steps")
+    return _table(heads, [_numbers_of(hue(mixture, s), name, each) for s, (name, each) in enumerate(found.items())])
+
+
+def _numbers_of(tone: int, name: str, each: dict[str, Any]) -> str:
+    counts, most = each["histogram"]["counts"], max(1, *each["histogram"]["counts"])
+    bars = "".join(f'<i style="height: {100 * n / most:.0f}%{"; min-height: 1px" * (n > 0)}"></i>' for n in counts)
+    lengths = "none"
+    if each["lengths"]:
+        least, tenth, median, ninth, longest = (f"{n:,}" for n in each["lengths"])
+        told = f"{least} to {longest}, median {median},<br>80% from {tenth} to {ninth}"
+        lengths = f'<div class="bars" role="img" aria-label="Histogram of lengths">{bars}</div>{told}'
+    limit = f"<br>over its limit of {each['epochs_limit']:g}" if over_limit(each) else ""
+    items = "<br>".join(f"{n:,} of {escape(kind)}" for kind, n in each["items"].items() if n)
+    fills = "<br>".join(f"{escape(kind)} {fill:.3f}" for kind, fill in each["item_fill"].items())
+    cells = [f"{each['documents']:,}", f"{each['tokens']:,}", items or "-", lengths, f"{each['text_fill']:.3f}"]
+    cells += [fills or "-", f"{each['rows_an_epoch']:,}", f"{each['rows_a_step']:,.4g}", f"{each['epochs']:.2f}{limit}"]
+    return _line(tone, name, [f"<td>{cell}</td>" if cell is lengths else _number(cell) for cell in cells])
+
+
+def _losses(mixture, found: dict[str, dict[str, Any]]) -> str:
+    rows = []
+    for s, (name, each) in enumerate(found.items()):
+        for how, n, examples in left_out(each):
+            told = "<br>".join(escape(example) for example in examples) or "-"
+            cells = (f"<td>{quoted(how)}</td>", _number(f"{n:,}"), f"<td>{told}</td>")
+            rows.append(_line(hue(mixture, s), name, cells))
+    table = _table(("Source", "Why", "Documents", "Such as"), rows)
+    return "<h2>Left out</h2>\n" + (table if rows else "<p>Nothing is left out.</p>")
+
+
+def _number(cell: str) -> str:
+    return f'<td class="number">{cell}</td>'
+
+
+def _line(tone: int, name: str, cells: Sequence[str]) -> str:
+    return f'<tr style="--hue: {tone}"><th scope="row">{quoted(name)}</th>{"".join(cells)}</tr>'
+
+
+def _table(heads: Sequence[str], rows: Sequence[str]) -> str:
+    number = ["" if head in WORDY else ' class="number"' for head in heads]
+    columns = "".join(f'<th scope="col"{own}>{head}</th>' for own, head in zip(number, heads, strict=True))
+    body = f"<thead><tr>{columns}</tr></thead><tbody>{''.join(rows)}</tbody>"
+    return f'<div class="scroll" tabindex="0" role="region" aria-label="{heads[0]}"><table>{body}</table></div>'
