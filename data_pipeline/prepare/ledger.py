@@ -215,7 +215,7 @@ def read_ledger(folder: str) -> Ledger | None:
 
 
 def write_text(folder: str, name: str, text: str):
-    write_bytes(folder, name, text.encode())
+    write_bytes(folder, name, text.encode(errors="backslashreplace"))  # names of files need not be UTF-8
 
 
 def write_bytes(folder: str, name: str, data: bytes):
