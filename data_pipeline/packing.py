@@ -19,6 +19,8 @@ import numpy as np
 
 # Share of a row in which it looks for the end of a sentence.
 TAIL = 1 / 16
+# How many times as many items as places there are when rows are packed by items; a few too many only need more bundles.
+SCARCE = 1.25
 # OBELICS (arXiv 2306.16527) has pages of at most 2,000 words: all of them fit from rows of 256 tokens on.
 ROWS_AN_ITEM = 16
 
@@ -131,8 +133,8 @@ def _whole_rows(documents: Documents, order: np.ndarray, seq_len: int, places: n
     """Row and piece of each document in `order`."""
     counts, cost = documents.counts[order], documents.lengths[order] + 2
     # Items count as the share of a row's tokens that they are of its places: its bundle's, so that no row has more than
-    # a bundle. Where places and not tokens run out, its own part of them: rows full of tokens would not fit together.
-    scarce = counts.sum(axis=0) * seq_len * size > cost.sum() * np.maximum(places, 1)
+    # a bundle. Where places run out long before tokens, its own part of them: full rows would not fit together.
+    scarce = counts.sum(axis=0) * seq_len * size > SCARCE * cost.sum() * np.maximum(places, 1)
     room = np.maximum(np.where(scarce, places // size, places), 1)
     room = np.where((counts > room).any(axis=0), places, room)  # or a document would not fit into any row
     share = -(-counts * seq_len // np.maximum(room, 1))
