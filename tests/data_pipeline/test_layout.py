@@ -29,7 +29,7 @@ def test_the_smallest_corpora_have_a_row_in_some_steps_and_their_exact_share_ove
     assert PERIOD == 10_000
 
 
-shares = st.floats(0.05, 1.0) | st.lists(st.floats(0.05, 1.0), min_size=2, max_size=3).map(
+shares = st.floats(0.25, 1.0) | st.lists(st.floats(0.25, 1.0), min_size=2, max_size=3).map(
     lambda values: tuple((7 * n, value) for n, value in enumerate(values))
 )
 
@@ -37,7 +37,7 @@ shares = st.floats(0.05, 1.0) | st.lists(st.floats(0.05, 1.0), min_size=2, max_s
 @settings(deadline=None, max_examples=60)
 @given(st.lists(st.tuples(shares, st.sampled_from([0, 0, 2.5])), min_size=1, max_size=4), st.integers(1, 3))
 def test_draws_of_every_source_count_up_from_zero_whatever_changes_on_the_way(sources, microbatches):
-    found = layout(24 * microbatches, microbatches, **{f"s{i}": source for i, source in enumerate(sources)})
+    found = layout(48 * microbatches, microbatches, **{f"s{i}": source for i, source in enumerate(sources)})
     seen = np.zeros(len(sources), np.int64)
     for step in range(25):
         np.testing.assert_array_equal(found.drawn(step), seen)

@@ -55,8 +55,8 @@ def test_without_a_last_step_it_goes_on_from_anywhere(tokenizer, cache):
 
 def spoil(mixture, *items):
     """Overwrites the first bytes of some items where they are stored."""
-    (ledger,) = (member.plan.ledger for member in mixture.members)
-    (shard,) = ledger.shards(0, None)
+    (plan,) = (member.plan for member in mixture.members)
+    ((shard, _, _),), ledger = plan.shards(0), plan.ledger
     with open(f"{ledger.folder}/{ledger.names[0]}.media", "r+b") as file:
         for item in items:
             file.seek(int(shard.offsets[item]))

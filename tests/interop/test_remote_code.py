@@ -15,7 +15,7 @@ from PIL import Image
 
 from data_pipeline.documents import Media, Text
 from data_pipeline.media.image import squash
-from data_pipeline.rows import NO_TARGET, Piece, assemble
+from data_pipeline.rows import NO_TARGET, Pieces, assemble
 from kosmos_jax.inference import load
 from kosmos_jax.inference.prompts import encode_prompt, open_item
 from kosmos_jax.modality import Table
@@ -215,9 +215,20 @@ def test_labels_are_the_targets_of_training(model, processor, generator, images)
     for row, prompt in enumerate(prompts_in_parts(images)):
         parts = [Text(part) if isinstance(part, str) else Media("image", b"") for part in prompt]
         document = tokenizer.encode_document(parts)
-        pieces = [Piece(document, 0, len(document.tokens))]
-        expected = assemble(pieces, length, tokenizer, table, True, {"image": first})
-        first += len(document.media)
+        q, n = table.tokens["image"], len(document.media)
+        pieces = Pieces(
+            row=np.zeros(1, np.int64),
+            segment=np.ones(1, np.int64),
+            tokens=[document.tokens],
+            length=np.array([len(document.tokens)]),
+            ends=np.array([True]),
+            given=np.zeros((0, 3), np.int64),
+            items=np.array([(0, s, q, q * (first + i)) for i, s in enumerate(document.starts)], np.int64).reshape(
+                -1, 4
+            ),
+        )
+        expected = {name: rows[0] for name, rows in assemble(pieces, 1, length, tokenizer, True).items()}
+        first += n
         assert batch["input_ids"][row].tolist() == expected["tokens"].tolist()
         targets = torch.nn.functional.pad(batch["labels"][row, 1:], (0, 1), value=-100)
         assert targets.tolist() == np.where(expected["targets"] == NO_TARGET, -100, expected["targets"]).tolist()
