@@ -56,6 +56,6 @@ def get_config(root: str = "corpora/debian"):
             augment=dict(image=dict(augment)),
         ),
     )
-    config.training.update(steps=500, eval_every=500, checkpoint_every=250)
+    config.training.update(steps=300, eval_every=300, checkpoint_every=150)
     config.evaluation.update(tasks=("captions", "perplexity"), examples=300)
     return config
