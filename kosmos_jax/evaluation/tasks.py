@@ -16,7 +16,8 @@ import numpy as np
 
 from data_pipeline import builtin
 from data_pipeline import spoken as speech
-from data_pipeline.documents import Media, Text
+from data_pipeline.documents import Media, RecordError, Text
+from data_pipeline.media import host
 from data_pipeline.prepare.sources import read
 from kosmos_jax.errors import UserError
 
@@ -167,9 +168,17 @@ def _against_unigrams(generator, prompts, held_out: list[list[int]], counted: li
 
 
 def _pairs(sources, split, documents) -> list[tuple[Media, Text]]:
-    """The first documents of all sources that are an item and a text."""
+    """The first documents of all sources that are an item and a text, without those that prepare leaves out."""
     found = (document.parts for source in sources for document in itertools.islice(read(source, split), documents))
-    return [parts for parts in found if [type(part) for part in parts] == [Media, Text]]
+    return [parts for parts in found if [type(part) for part in parts] == [Media, Text] and _can_be_read(parts[0])]
+
+
+def _can_be_read(item: Media) -> bool:
+    try:
+        host(item.kind).decode(item.data, item.kind)
+    except RecordError:
+        return False
+    return True
 
 
 def _texts(sources, split, documents, tokenizer) -> list[list[int]]:
