@@ -6,7 +6,9 @@
 Records are synthetic and prepared: text of 4 to 5,000 tokens, captions whose pictures are not read (their tokens are
 counted), photographs of 512 x 384, stored at 224 px or as they were. Rates are for a core-second, so that other work on
 the machine changes little, and in wall time where it says so. Grain reads ArrayRecord at random in one process,
-webdataset a tar in order with torch's DataLoader; neither packs, both decode pictures by PIL as we do.
+webdataset a tar in order with torch's DataLoader; neither packs, both decode pictures by PIL as we do. Pictures
+for a core-second are those of one decoding thread on either side, since two on one core slow each other down; pictures
+for a second of wall time are those of two.
 """
 
 import argparse
@@ -73,10 +75,12 @@ class Prose(Listed):
         return 8 * len(self._documents)
 
     def __getitem__(self, i):
+        if i >= len(self):
+            raise IndexError(i)  # or iterating would never end
         return self._documents[i % len(self._documents)]
 
 
-def config(size: int, per_row: float, rows: int, source: dict) -> ConfigDict:
+def config(size: int, per_row: float, rows: int, source: dict, threads: int = 2) -> ConfigDict:
     source = dict(share=1.0, per_row=dict(image=per_row), augment={}) | source
     return ConfigDict(
         dict(
@@ -84,8 +88,9 @@ def config(size: int, per_row: float, rows: int, source: dict) -> ConfigDict:
             model=dict(perception=dict(image=dict(tokens=64, shape=(size, size, 3), dtype="uint8"))),
             training=dict(microbatches=1, steps=1),
             data=dict(
-                seq_len=T, batch_rows=rows, bundle_rows=8, isolate_documents=True, max_skipped=0, decode_threads=2,
-                prefetch=2, tokenizer=dict(path="", vocab_size=1000, kosmos2_tags=False), sources=dict(source=source),
+                seq_len=T, batch_rows=rows, bundle_rows=8, isolate_documents=True, max_skipped=0, prefetch=2,
+                decode_threads=threads, tokenizer=dict(path="", vocab_size=1000, kosmos2_tags=False),
+                sources=dict(source=source),
             ),
         )
     )  # fmt: skip
@@ -175,7 +180,7 @@ def grain_rates(folder: Path, texts, captions, files: list[bytes]) -> tuple[floa
     def stream(name, decode):
         source = grain.ArrayRecordDataSource(str(folder / name))
         dataset = grain.MapDataset.source(source).shuffle(seed=0).map(decode)
-        return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=64)))
+        return iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=64)))
 
     tokens = [rate(stream(name, lambda record: np.frombuffer(record, np.uint16))) for name in ("texts", "captions")]
     return *tokens, rate(stream("files", pixels), lambda _: 1)
@@ -261,8 +266,9 @@ def measure(folder: Path, steps: int):
     line("captions, pictures not read", "kosmos_jax", caption_rate, wall=wall)
     images = {}
     for media in ("inline", "original"):
-        photos = mixture(tokenizer, "p", size=224, per_row=26, rows=8, source=dict(kind="photos", media=media))
-        _, images[media], _, wall = ours(photos, 12)
+        source = dict(kind="photos", media=media)
+        one, two = (mixture(tokenizer, "p", size=224, per_row=26, rows=8, source=source, threads=n) for n in (1, 2))
+        images[media], wall = ours(one, 12)[1], ours(two, 12)[3]
         line("photographs, " + dict(inline="stored at 224 px", original="512 x 384")[media], "kosmos_jax", None,
              images[media], image_wall=wall)  # fmt: skip
     ledger = prepared(config(224, 26, 8, dict(kind="photos")), "source", "train", tokenizer, folder / "p")
