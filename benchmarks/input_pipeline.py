@@ -41,7 +41,8 @@ from data_pipeline.tokenizer import Encoded, Tokenizer
 from kosmos_jax.modality import modalities
 
 T, PHOTOS = 2048, 600
-WORDS = "the of and to in a is that for it as was with be by on not he his but at are this have from or had an".split()
+# Opening it takes longer than reading it, and is no part of what is measured.
+pydoc = functools.cache(Pydoc)
 
 
 class Photos(Listed):
@@ -64,25 +65,18 @@ class Photos(Listed):
         return Document((Media("image", self.files[i % 32]), Text(f"Photograph {i}.")), f"photos[{i}]")
 
 
-@functools.cache
-def _pydoc() -> Pydoc:
-    return Pydoc("train")  # opening it takes longer than reading it, and is no part of preparing
-
-
 class Prose(Listed):
     """The prose of Python's documentation, over and over."""
 
     fingerprint = "prose"
 
     def __init__(self, split: str):
-        self._documents = _pydoc()
+        self._documents = pydoc("train")
 
     def __len__(self):
         return 40 * len(self._documents)
 
     def __getitem__(self, i):
-        if i >= len(self):
-            raise IndexError(i)  # or iterating would never end
         return self._documents[i % len(self._documents)]
 
 
@@ -223,7 +217,7 @@ def prepare_rates(folder: Path, tokenizer: Tokenizer) -> tuple[float, float]:
     """Tokens for a core-second: of `prepare`, and of SentencePiece alone on the same texts."""
     import sentencepiece
 
-    texts = [document.parts[0].text for document in Prose("train")]
+    texts = [document.parts[0].text for document in Prose("train").read("all")]
     pieces = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.model_bytes)
     bare = rate(map(pieces.encode, texts))
     timer = Timer()
@@ -249,7 +243,9 @@ def main():
 
 def measure(folder: Path, steps: int):
     model = config(224, 0, 64, {}).model
-    tokenizer = Tokenizer.train((d.parts[0].text for d in Pydoc("train")), 1000, modalities=modalities(model))
+    tokenizer = Tokenizer.train(
+        (d.parts[0].text for d in pydoc("train").read("all")), 1000, modalities=modalities(model)
+    )
     small = Tokenizer(tokenizer.model_bytes, modalities=modalities(config(8, 0, 64, {}).model))
     print("| records | from | tokens/s a core | tokens/s, wall | images/s a core | images/s, wall |")
     print("|---|---|---|---|---|---|")
